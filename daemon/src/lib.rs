@@ -1,0 +1,1 @@
+//! The agent: node core, address management, store, API and telemetry.

@@ -1,0 +1,155 @@
+//! What the agent wants the node to look like, and what it is told about it.
+
+use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use ipnet::IpNet;
+
+/// Where desired objects come from. Adds and changes apply at once; what the kernel has with our
+/// marks and nobody wants is deleted only once the source of that kind of object is in sync.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Source {
+    /// Blackhole routes of own blocks.
+    Block,
+    /// Links, addresses, neighbours and host routes of workloads.
+    Workload,
+    /// Learned routes and their nexthop objects.
+    Bgp,
+}
+
+/// An object somebody wants. Setting an object whose id is already wanted replaces it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// `blackhole PREFIX proto agentd`. Not wanted for blocks of one address.
+    Blackhole(IpNet),
+    Workload(Arc<Workload>),
+    Route(LearnedRoute),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ObjectId {
+    Blackhole(IpNet),
+    Workload(Arc<str>),
+    Route(IpNet),
+}
+
+impl Object {
+    pub fn id(&self) -> ObjectId {
+        match self {
+            Object::Blackhole(prefix) => ObjectId::Blackhole(*prefix),
+            Object::Workload(workload) => ObjectId::Workload(workload.id.clone()),
+            Object::Route(route) => ObjectId::Route(route.prefix),
+        }
+    }
+}
+
+impl ObjectId {
+    pub fn source(&self) -> Source {
+        match self {
+            ObjectId::Blackhole(_) => Source::Block,
+            ObjectId::Workload(_) => Source::Workload,
+            ObjectId::Route(_) => Source::Bgp,
+        }
+    }
+}
+
+/// A routed workload: a veth pair, of which one end stands in the workload's namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    pub id: Arc<str>,
+    pub netns: Netns,
+    /// Inside the namespace.
+    pub interface: String,
+    /// At most one of each family.
+    pub addresses: Vec<IpAddr>,
+    /// Bytes; `None` follows the underlay.
+    pub mtu: Option<u32>,
+}
+
+/// A network namespace, by path and by identity: a path such as `/proc/PID/ns/net` may name another
+/// namespace later.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Netns {
+    pub path: PathBuf,
+    /// Device and inode of the namespace file.
+    pub device: u64,
+    pub inode: u64,
+}
+
+/// A route that BGP chose. Next hops are BGP next hops: the reconciler resolves them to gateways
+/// and interfaces by the node's own addresses and routes, and follows their changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LearnedRoute {
+    pub prefix: IpNet,
+    /// More than one: equal-cost multipath. Sorted, without duplicates, at least one.
+    pub next_hops: Vec<IpAddr>,
+}
+
+/// What the reconciler reports. Each is sent when it becomes so, and again when it changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The first dump was read and compared: what is ours in the kernel is known.
+    Started,
+    /// The object stands in the kernel as wanted; this was read back, not assumed.
+    Programmed { id: ObjectId, detail: Detail },
+    /// The object cannot be made now. Retried with back-off and whenever something relevant
+    /// changes, until it is removed.
+    Failed { id: ObjectId, error: Failure },
+    /// What was asked to be removed is gone: for a workload, its routes are away and its link is
+    /// to be reaped.
+    Removed { id: ObjectId },
+    /// Somebody changed or deleted something of ours, and it was put back.
+    Repaired { id: ObjectId, what: String },
+    /// Nothing in the kernel with our marks is unknown any more to that source: stale objects of an
+    /// earlier run are deleted.
+    Swept { source: Source, deleted: usize },
+    /// A watched next hop became (un)reachable, or its metric changed.
+    NextHop {
+        address: IpAddr,
+        state: NextHopState,
+    },
+    /// MTU that workloads without one of their own get, when it becomes known or changes.
+    Mtu(u32),
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Detail {
+    /// Workloads only.
+    pub host_interface: String,
+    pub host_ifindex: u32,
+    pub mtu: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NextHopState {
+    Unreachable,
+    /// Metric of the kernel route that leads there; 0 when directly connected.
+    Reachable {
+        metric: u32,
+    },
+}
+
+/// Why an object is not in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    pub kind: FailureKind,
+    /// For a person: what was tried, on what, and what the kernel said.
+    pub text: String,
+    /// When it is tried again by itself.
+    pub retry_in: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FailureKind {
+    /// The namespace does not exist any more, or the path names another one.
+    NamespaceGone,
+    /// The interface name is taken inside the namespace.
+    InterfaceInUse,
+    /// A foreign object stands on our key; it is never touched.
+    Conflict,
+    /// No next hop can be resolved.
+    Unresolved,
+    /// We may not: CAP_NET_ADMIN or CAP_SYS_ADMIN is missing.
+    Permission,
+    /// The kernel refused for another reason.
+    Kernel,
+}

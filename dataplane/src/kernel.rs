@@ -1,0 +1,280 @@
+//! What the kernel has, and the operations that change it: the language between the reconciler and
+//! a kernel (the Linux one, or a fake one in tests).
+
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+
+use crate::desired::Netns;
+
+/// Route protocol of workloads, blackholes and tunnels.
+pub const PROTOCOL_AGENTD: u8 = 70;
+/// Route protocol, and nexthop protocol, of learned routes.
+pub const PROTOCOL_AGENTD_BGP: u8 = 71;
+/// Host interface names start with this.
+pub const INTERFACE_PREFIX: &str = "agt";
+/// Interface aliases start with this; the workload id follows.
+pub const ALIAS_PREFIX: &str = "agentd:";
+/// MAC address of every host veth.
+pub const HOST_MAC: [u8; 6] = [0xee; 6];
+/// IPv4 gateway of every workload.
+pub const GATEWAY_V4: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 1, 1);
+/// IPv6 gateway of every workload: the link-local address that belongs to `HOST_MAC`.
+pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 0xfeee, 0xeeee);
+
+/// A network namespace in which state is read and changed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// The one agentd runs in.
+    Host,
+    /// A workload's.
+    Netns(Netns),
+}
+
+/// One change. Operations of a batch are carried out in order; each has its own result, and one that
+/// fails does not stop those after it. Interface indexes are chosen by the reconciler, so that a
+/// batch can create a link and use it without waiting in between.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// RTM_NEWLINK of kind veth in the host's namespace, with the peer made in place in the
+    /// workload's. Both ends are set up. Fails with EEXIST when a name or index is taken.
+    CreateVeth(Box<CreateVeth>),
+    /// RTM_SETLINK: only what is `Some` is changed.
+    SetLink {
+        place: Place,
+        link: LinkChange,
+    },
+    /// Deletes links of the host's namespace, as many as possible in one kernel operation. Links
+    /// that are gone already do not count as failed.
+    DeleteLinks(Vec<u32>),
+    AddAddress {
+        place: Place,
+        address: Address,
+    },
+    DeleteAddress {
+        place: Place,
+        address: Address,
+    },
+    /// NLM_F_CREATE | NLM_F_REPLACE.
+    ReplaceRoute {
+        place: Place,
+        route: Route,
+    },
+    /// Deletes by prefix, table, metric and protocol.
+    DeleteRoute {
+        place: Place,
+        route: Route,
+    },
+    /// Host's namespace only.
+    ReplaceNextHop(NextHop),
+    /// Removes its routes as well.
+    DeleteNextHop {
+        id: u32,
+    },
+    /// Permanent entry.
+    ReplaceNeighbour {
+        place: Place,
+        neighbour: Neighbour,
+    },
+    DeleteNeighbour {
+        place: Place,
+        neighbour: Neighbour,
+    },
+    /// Relative to /proc/sys, with `/` between parts, such as `net/ipv4/conf/agt0/proxy_arp`.
+    WriteSysctl {
+        place: Place,
+        path: String,
+        value: String,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreateVeth {
+    pub name: String,
+    pub index: u32,
+    pub alias: String,
+    pub mac: [u8; 6],
+    pub mtu: u32,
+    pub peer_netns: Netns,
+    pub peer_name: String,
+    pub peer_index: u32,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LinkChange {
+    pub index: u32,
+    pub up: Option<bool>,
+    pub mtu: Option<u32>,
+    pub mac: Option<[u8; 6]>,
+    pub alias: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    pub index: u32,
+    pub name: String,
+    pub kind: LinkKind,
+    pub alias: Option<String>,
+    pub mac: Option<[u8; 6]>,
+    pub mtu: u32,
+    /// IFF_UP.
+    pub up: bool,
+    /// IFF_LOWER_UP, or an operational state that carries packets.
+    pub running: bool,
+    /// Index of the other end in its namespace (veth), or of the lower device.
+    pub peer_index: Option<u32>,
+    pub master: Option<u32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum LinkKind {
+    Loopback,
+    Veth,
+    Other(String),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Address {
+    pub index: u32,
+    /// With host bits: 192.168.1.10/24.
+    pub net: IpNet,
+    /// IFA_F_NODAD, for IPv6.
+    pub nodad: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Route {
+    pub prefix: IpNet,
+    /// 254 is main.
+    pub table: u32,
+    /// 0 means the kernel's default (IPv6: 1024); dumps report what the kernel holds.
+    pub metric: u32,
+    pub protocol: u8,
+    pub target: Target,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Target {
+    Blackhole,
+    /// `unreachable`, `prohibit`, `throw`: seen, never made.
+    Reject,
+    /// `dev IF scope link`.
+    Link {
+        index: u32,
+    },
+    /// One or more gateways. Only foreign routes and workload namespaces use this form.
+    Gateways(Vec<Gateway>),
+    /// RTA_NH_ID.
+    NextHop {
+        id: u32,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Gateway {
+    /// `None`: the interface alone.
+    pub address: Option<IpAddr>,
+    pub index: u32,
+    pub onlink: bool,
+    /// 1 to 256.
+    pub weight: u16,
+}
+
+/// A kernel nexthop object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct NextHop {
+    /// Not 0.
+    pub id: u32,
+    pub protocol: u8,
+    pub kind: NextHopKind,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum NextHopKind {
+    Gateway(Gateway),
+    Blackhole,
+    /// Ids of its members with their weights, in ascending id order.
+    Group(Vec<(u32, u16)>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Neighbour {
+    pub index: u32,
+    pub address: IpAddr,
+    pub mac: [u8; 6],
+    /// NUD_PERMANENT.
+    pub permanent: bool,
+}
+
+/// The state of a place at one moment, as far as it can be of interest: in the host's namespace,
+/// all links, addresses, nexthop objects, permanent neighbours of our links, and the routes of the
+/// main table; in a workload's, the same of all its links.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    pub links: Vec<Link>,
+    pub addresses: Vec<Address>,
+    pub routes: Vec<Route>,
+    pub next_hops: Vec<NextHop>,
+    pub neighbours: Vec<Neighbour>,
+    /// Those that were asked for, by path; `None` where there is no such file.
+    pub sysctls: Vec<(String, Option<String>)>,
+}
+
+/// Something changed, not by this agent's own batches (the driver filters those out).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    Link(Link),
+    LinkDeleted {
+        index: u32,
+    },
+    Address(Address),
+    AddressDeleted(Address),
+    Route(Route),
+    RouteDeleted(Route),
+    NextHop(NextHop),
+    NextHopDeleted {
+        id: u32,
+    },
+    Neighbour(Neighbour),
+    NeighbourDeleted(Neighbour),
+    /// RTM_NEWNETCONF: a sysctl of that interface changed.
+    Netconf {
+        index: u32,
+    },
+}
+
+/// What the kernel answered to one [`Op`].
+pub type OpResult = Result<(), OpError>;
+
+/// `Clone` is cheap: results are kept for the reports about them.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text} (errno {errno})")]
+pub struct OpError {
+    /// Positive errno value, such as 17 for EEXIST. ESTALE (116) when the namespace's path names
+    /// another namespace than it did, ENOENT (2) when it names none.
+    pub errno: i32,
+    /// The operation and what the kernel said (with NLMSGERR_ATTR_MSG when it gave one).
+    pub text: Arc<str>,
+}
+
+/// What the reconciler wants to see. Answered with a [`Snapshot`] that holds only what was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Query {
+    /// Everything of interest in that place, and these sysctls (see [`Snapshot`]).
+    Place { place: Place, sysctls: Vec<String> },
+    /// One link by index, its addresses and permanent neighbours, and these sysctls. Costs the same
+    /// however many links the place has.
+    Link {
+        place: Place,
+        index: u32,
+        /// Permanent neighbours of that link to look up.
+        neighbours: Vec<IpAddr>,
+        sysctls: Vec<String>,
+    },
+    /// Routes of the host's main table for exactly these prefixes. Costs the same however many
+    /// routes there are.
+    Routes(Vec<IpNet>),
+}

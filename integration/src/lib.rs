@@ -1,0 +1,1 @@
+//! Network-namespace lab for end-to-end tests, the demo and benchmarks.
