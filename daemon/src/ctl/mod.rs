@@ -1,0 +1,121 @@
+//! `agentctl`: operation and diagnostics over the agent's gRPC API.
+//!
+//! Each command module asks the API and renders the answer twice: as a table for people, and as
+//! JSON for programs. JSON is the canonical protobuf mapping of the API's own messages, so that what
+//! a script reads is documented in the `.proto` files and nowhere else.
+//!
+//! Exit status: 0, 1 (the operation failed), 2 (usage), 3 (the agent cannot be reached).
+
+mod block;
+mod client;
+mod explain;
+mod output;
+mod peer;
+mod route;
+mod status;
+mod time;
+mod workload;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use client::Client;
+pub use client::Error;
+use output::Output;
+
+/// Operate and question agentd, the node-level routing daemon.
+#[derive(Debug, Parser)]
+#[command(
+    name = "agentctl",
+    version,
+    about,
+    after_help = "Examples:\n  \
+        agentctl status\n  \
+        agentctl workload add web-1 --netns /run/netns/web-1\n  \
+        agentctl route list --table kernel\n  \
+        agentctl explain 10.244.2.7\n\n\
+        Exit status: 0 success, 1 the operation failed, 2 wrong usage, 3 agentd cannot be reached."
+)]
+pub struct Cli {
+    /// Unix socket of the agent
+    #[arg(
+        long,
+        global = true,
+        env = "AGENTD_SOCKET",
+        value_name = "PATH",
+        default_value = "/run/agentd/agentd.sock"
+    )]
+    socket: PathBuf,
+
+    /// Table for people, or JSON for programs
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    output: Format,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show how the agent is and what it waits for
+    Status,
+    /// Add, delete and look at workloads
+    #[command(subcommand)]
+    Workload(workload::Command),
+    /// Look at the address blocks this node holds
+    #[command(subcommand)]
+    Block(block::BlockCommand),
+    /// Look at the address pools
+    #[command(subcommand)]
+    Pool(block::PoolCommand),
+    /// Look at BGP peers
+    #[command(subcommand)]
+    Peer(peer::Command),
+    /// Look at routes: best, received, sent, or in the kernel
+    #[command(subcommand)]
+    Route(route::Command),
+    /// Tell how packets to an address go from here, and if they do not, why
+    Explain(explain::Arguments),
+}
+
+/// Runs one command to its end.
+pub async fn run(cli: Cli) -> ExitCode {
+    match execute(cli).await {
+        Ok(code) => code,
+        // The reader went away (`agentctl … | head`): nobody is left to tell.
+        Err(Error::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("agentctl: {error}");
+            for hint in error.hints() {
+                eprintln!("  {hint}");
+            }
+            ExitCode::from(error.exit_status())
+        }
+    }
+}
+
+async fn execute(cli: Cli) -> Result<ExitCode, Error> {
+    let client = Client::connect(&cli.socket).await?;
+    let mut out = Output::new(cli.output == Format::Json);
+    match cli.command {
+        Command::Status => status::run(&client, &mut out).await?,
+        Command::Workload(command) => workload::run(command, &client, &mut out).await?,
+        Command::Block(command) => block::run_block(command, &client, &mut out).await?,
+        Command::Pool(command) => block::run_pool(command, &client, &mut out).await?,
+        Command::Peer(command) => peer::run(command, &client, &mut out).await?,
+        Command::Route(command) => route::run(command, &client, &mut out).await?,
+        Command::Explain(arguments) => {
+            return explain::run(arguments, &client, &mut out).await;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

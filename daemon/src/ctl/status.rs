@@ -1,0 +1,75 @@
+//! `agentctl status`.
+
+use agentd_proto::v1::GetStatusRequest;
+
+use super::{
+    client::{Client, Error},
+    output::Output,
+    time,
+};
+
+pub async fn run(client: &Client, out: &mut Output) -> Result<(), Error> {
+    let status = client
+        .node()
+        .get_status(GetStatusRequest {})
+        .await?
+        .into_inner();
+    if out.is_json() {
+        return out.json("GetStatusResponse", &status);
+    }
+    let ready = if status.ready {
+        "yes".to_owned()
+    } else {
+        let mut text = "no".to_owned();
+        for reason in &status.waiting_for {
+            text.push_str("\nwaits for ");
+            text.push_str(reason);
+        }
+        text
+    };
+    let workloads = match status.workloads_failed {
+        0 => status.workloads.to_string(),
+        failed => format!("{} ({failed} failed)", status.workloads),
+    };
+    let dataplane = status.dataplane.unwrap_or_default();
+    let mut kernel = format!(
+        "{} objects, {} pending, {} failing",
+        dataplane.objects, dataplane.pending, dataplane.failing
+    );
+    for conflict in &dataplane.conflicts {
+        kernel.push_str("\nconflict: ");
+        kernel.push_str(conflict);
+    }
+    out.fields(&[
+        ("Node", status.name),
+        ("Version", status.version),
+        ("Started", time::moment(status.started_at.as_ref())),
+        ("Ready", ready),
+        ("Address", status.address),
+        ("Address (IPv6)", status.address6),
+        ("AS number", status.asn.to_string()),
+        ("Router ID", status.router_id),
+        ("Workloads", workloads),
+        ("Blocks", status.blocks.to_string()),
+        (
+            "Peers",
+            format!(
+                "{} of {} established",
+                status.peers_established, status.peers
+            ),
+        ),
+        (
+            "Learned routes",
+            format!(
+                "{} ({} in the kernel)",
+                status.routes_learned, status.routes_installed
+            ),
+        ),
+        ("Kernel", kernel),
+        (
+            "Kernel writes",
+            format!("{} ({} repairs)", dataplane.writes, dataplane.repairs),
+        ),
+        ("Last audit", time::moment(dataplane.last_audit_at.as_ref())),
+    ])
+}
