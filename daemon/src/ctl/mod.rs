@@ -29,7 +29,7 @@ use output::Output;
 #[command(
     name = "agentctl",
     version,
-    about,
+    about = "Operate and question agentd, the node-level routing daemon",
     after_help = "Examples:\n  \
         agentctl status\n  \
         agentctl workload add web-1 --netns /run/netns/web-1\n  \
