@@ -85,6 +85,11 @@ pub struct LearnedRoute {
 }
 
 /// What the reconciler reports. Each is sent when it becomes so, and again when it changes.
+///
+/// Learned routes come by the hundred thousand, so they are not reported one by one when all is
+/// well: for [`ObjectId::Route`] there is no `Programmed` (but after a `Failed`) and no `Removed`,
+/// and unresolvable next hops are told by `NextHop` alone. `Status` counts them, and
+/// `Reconciler::object` tells the state of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The first dump was read and compared: what is ours in the kernel is known.

@@ -40,7 +40,9 @@ pub enum Place {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
     /// RTM_NEWLINK of kind veth in the host's namespace, with the peer made in place in the
-    /// workload's. Both ends are set up. Fails with EEXIST when a name or index is taken.
+    /// workload's. Both ends are set up; on the host's end IPv6 address generation is off, so that
+    /// its link-local address is the one added later, without duplicate address detection. Fails
+    /// with EEXIST or EBUSY when a name or index is taken, at either end, and then nothing is left.
     CreateVeth(Box<CreateVeth>),
     /// RTM_SETLINK: only what is `Some` is changed.
     SetLink {
@@ -58,7 +60,14 @@ pub enum Op {
         place: Place,
         address: Address,
     },
-    /// NLM_F_CREATE | NLM_F_REPLACE.
+    /// NLM_F_CREATE | NLM_F_EXCL: fails with EEXIST when a route with this prefix, table and metric
+    /// stands already, whoever made it. Used wherever nothing is known to stand, so that a foreign
+    /// route is never replaced.
+    AddRoute {
+        place: Place,
+        route: Route,
+    },
+    /// NLM_F_CREATE | NLM_F_REPLACE. Used only over a route of our own.
     ReplaceRoute {
         place: Place,
         route: Route,
@@ -101,6 +110,7 @@ pub struct CreateVeth {
     pub peer_netns: Netns,
     pub peer_name: String,
     pub peer_index: u32,
+    pub peer_mac: [u8; 6],
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
