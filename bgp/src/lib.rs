@@ -15,4 +15,6 @@
 
 pub mod attributes;
 pub mod message;
+pub mod policy;
+pub mod rib;
 pub mod types;
