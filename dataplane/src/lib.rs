@@ -11,4 +11,6 @@
 
 pub mod desired;
 pub mod kernel;
+pub mod linux;
 pub mod reconcile;
+pub mod runtime;
