@@ -1,3 +1,6 @@
-//! The agent: node core, address management, store, API and telemetry.
+//! The agent: node core, address management, store, API and telemetry, and the operator's tool.
 
+pub mod api;
 pub mod ctl;
+pub mod node;
+pub mod telemetry;

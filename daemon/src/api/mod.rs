@@ -1,0 +1,5 @@
+//! The gRPC API.
+
+pub mod error;
+pub mod parse;
+pub mod render;

@@ -1,0 +1,167 @@
+//! Requests into domain types. What passes here needs no further check of its form.
+
+use std::net::IpAddr;
+
+use agentd_proto::v1;
+use ipnet::IpNet;
+
+use crate::node::{
+    Error,
+    spec::{FixedAddresses, InterfaceName, Invalid, Labels, Mtu, NamespaceName, WorkloadId},
+};
+
+/// How far an add is waited for.
+pub use crate::node::WaitFor;
+
+/// An add whose form is right; the namespace is yet to be found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParsedAdd {
+    pub id: WorkloadId,
+    pub namespace: NamespaceName,
+    pub interface: InterfaceName,
+    pub pool: Option<String>,
+    pub addresses: FixedAddresses,
+    pub mtu: Option<Mtu>,
+    pub labels: Labels,
+    pub wait_for: WaitFor,
+}
+
+fn field<T>(name: &str, value: Result<T, Invalid>) -> Result<T, Error> {
+    value.map_err(|Invalid(text)| Error::invalid(name, text))
+}
+
+pub fn workload_id(text: &str) -> Result<WorkloadId, Error> {
+    field("id", WorkloadId::new(text))
+}
+
+pub fn add(request: v1::AddWorkloadRequest) -> Result<ParsedAdd, Error> {
+    use v1::add_workload_request::Namespace;
+
+    let id = workload_id(&request.id)?;
+    match v1::Attachment::try_from(request.attachment) {
+        Ok(v1::Attachment::Unspecified | v1::Attachment::Routed) => {}
+        Err(_) => {
+            return Err(Error::invalid(
+                "attachment",
+                format!("is {}; only ROUTED (1) is known", request.attachment),
+            ));
+        }
+    }
+    let namespace = match request.namespace {
+        Some(Namespace::Netns(path)) => field("netns", NamespaceName::path(&path))?,
+        Some(Namespace::Pid(pid)) => field("pid", NamespaceName::pid(pid))?,
+        None => {
+            return Err(Error::invalid(
+                "netns",
+                "is required (or pid): the workload's network namespace",
+            ));
+        }
+    };
+    let interface = match request.interface_name.as_str() {
+        "" => InterfaceName::default(),
+        name => field("interface_name", InterfaceName::new(name))?,
+    };
+    let pool = pool(&request.pool)?;
+    let mut addresses = Vec::with_capacity(request.addresses.len().min(2));
+    for (index, text) in request.addresses.iter().enumerate() {
+        if index >= 2 {
+            return Err(Error::invalid(
+                format!("addresses[{index}]"),
+                "is one too many; at most one of each family is allowed",
+            ));
+        }
+        addresses.push(address(&format!("addresses[{index}]"), text)?);
+    }
+    let addresses = FixedAddresses::new(addresses)
+        .map_err(|(index, Invalid(text))| Error::invalid(format!("addresses[{index}]"), text))?;
+    let mtu = match request.mtu {
+        0 => None,
+        bytes => Some(field("mtu", Mtu::new(bytes))?),
+    };
+    if let Some(mtu) = mtu {
+        field("mtu", mtu.check_family(addresses.as_slice()))?;
+    }
+    let labels = field("labels", Labels::new(request.labels))?;
+    let wait_for = match v1::WorkloadState::try_from(request.wait_for) {
+        Ok(v1::WorkloadState::Unspecified | v1::WorkloadState::Programmed) => WaitFor::Programmed,
+        Ok(v1::WorkloadState::Advertised) => WaitFor::Advertised,
+        Ok(other) => {
+            return Err(Error::invalid(
+                "wait_for",
+                format!(
+                    "is {}; PROGRAMMED and ADVERTISED can be waited for",
+                    other
+                        .as_str_name()
+                        .trim_start_matches("WORKLOAD_STATE_")
+                ),
+            ));
+        }
+        Err(_) => {
+            return Err(Error::invalid(
+                "wait_for",
+                format!(
+                    "is {}; PROGRAMMED (2) and ADVERTISED (3) can be waited for",
+                    request.wait_for
+                ),
+            ));
+        }
+    };
+    Ok(ParsedAdd {
+        id,
+        namespace,
+        interface,
+        pool,
+        addresses,
+        mtu,
+        labels,
+        wait_for,
+    })
+}
+
+/// A pool's name; whether there is one of that name is found out later. Empty: none named.
+pub fn pool(name: &str) -> Result<Option<String>, Error> {
+    match name {
+        "" => Ok(None),
+        name if name.len() <= 63 && !name.chars().any(char::is_control) => Ok(Some(name.to_owned())),
+        _ => Err(Error::invalid(
+            "pool",
+            "is no pool name: 1 to 63 bytes without control characters",
+        )),
+    }
+}
+
+/// An address without prefix length.
+pub fn address(name: &str, text: &str) -> Result<IpAddr, Error> {
+    text.parse().map_err(|_| {
+        let hint = if text.contains('/') {
+            "; it must be without prefix length"
+        } else {
+            ""
+        };
+        Error::invalid(
+            name,
+            format!("is {text:?}, which is no IPv4 or IPv6 address{hint}"),
+        )
+    })
+}
+
+/// A prefix, or an address as the prefix that holds it alone. Empty: none.
+pub fn prefix(name: &str, text: &str) -> Result<Option<IpNet>, Error> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(Some(IpNet::from(address)));
+    }
+    match text.parse::<IpNet>() {
+        Ok(net) if net.trunc() == net => Ok(Some(net)),
+        Ok(net) => Err(Error::invalid(
+            name,
+            format!("is {text}, which has host bits set; {} is meant?", net.trunc()),
+        )),
+        Err(_) => Err(Error::invalid(
+            name,
+            format!("is {text:?}, which is no prefix such as 10.244.0.0/16 or fd00::/64"),
+        )),
+    }
+}

@@ -1,0 +1,73 @@
+//! Why a command was refused or failed. `api::error` maps each to its gRPC status; nothing else
+//! does.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::spec::WorkloadId;
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// A field of the request is malformed. The path is the proto's, such as `addresses[1]`.
+    #[error("{field} {text}")]
+    Invalid { field: String, text: String },
+    #[error(
+        "workload {id} exists with another specification: {field} differs; delete it first, or \
+         repeat the call as it was"
+    )]
+    OtherSpec { id: WorkloadId, field: String },
+    #[error("address {address} is in use by workload {by}")]
+    AddressInUse { address: IpAddr, by: String },
+    #[error("address {address} is cooling down after its last use; free again in {seconds} s")]
+    AddressCooling { address: IpAddr, seconds: u64 },
+    #[error("address {address} cannot be assigned: {text}")]
+    AddressUnavailable { address: IpAddr, text: String },
+    #[error("there is no pool {name:?}; configured are: {configured}")]
+    PoolNotFound { name: String, configured: String },
+    #[error("pool {name:?} is disabled; workloads keep their addresses, new ones get none")]
+    PoolDisabled { name: String },
+    /// The text says which pool, how full, and what would help.
+    #[error("{text}")]
+    PoolExhausted { pool: String, text: String },
+    #[error("there is no network namespace at {name}: {text}")]
+    NamespaceNotFound { name: String, text: String },
+    #[error("there is no workload {0}")]
+    WorkloadNotFound(WorkloadId),
+    #[error("there is no BGP peer {name:?}; configured are: {configured}")]
+    PeerNotFound { name: String, configured: String },
+    #[error("interface {interface} is in use inside the namespace: {text}")]
+    InterfaceInUse { interface: String, text: String },
+    /// A foreign object stands where ours should; it is never touched.
+    #[error("something that is not agentd's is in the way: {0}")]
+    Conflict(String),
+    #[error("agentd lacks a capability (CAP_NET_ADMIN, CAP_SYS_ADMIN): {0}")]
+    Permission(String),
+    #[error("the kernel refused: {0}")]
+    Kernel(String),
+    #[error("block {block} is not ready: {text}")]
+    BlockNotReady { block: IpNet, text: String },
+    #[error("the state could not be stored: {0}")]
+    Store(String),
+    #[error("workload {0} was deleted while it was being added")]
+    Deleted(WorkloadId),
+    #[error("{limit} calls are in flight already; try again")]
+    Busy { limit: usize },
+    #[error("the watcher fell behind by more than {limit} changes; start again")]
+    WatcherBehind { limit: usize },
+    #[error("workload {0} is programmed, but no peer has its block yet; the workload stays")]
+    NotAdvertised(WorkloadId),
+    #[error("agentd is stopping")]
+    Stopping,
+    #[error("{part} cannot be asked now: {text}")]
+    Unavailable { part: &'static str, text: String },
+}
+
+impl Error {
+    pub fn invalid(field: impl Into<String>, text: impl Into<String>) -> Self {
+        Error::Invalid {
+            field: field.into(),
+            text: text.into(),
+        }
+    }
+}

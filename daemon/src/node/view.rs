@@ -1,0 +1,127 @@
+//! What the node shows of itself: copies, taken inside the node's task, for replies and watchers.
+
+use std::{net::IpAddr, sync::Arc, time::SystemTime};
+
+use ipnet::IpNet;
+
+use super::{WorkloadId, WorkloadSpec};
+
+/// How far a workload has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkloadState {
+    /// Recorded, or about to be; the kernel state is not confirmed yet.
+    Pending,
+    /// Read back from the kernel.
+    Programmed,
+    /// Besides, its blocks are advertised to at least one peer.
+    Advertised,
+    Deleting,
+    /// The kernel refuses it; it is tried again until it is deleted.
+    Failed,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AssignedAddress {
+    pub address: IpAddr,
+    pub pool: String,
+    pub block: IpNet,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkloadView {
+    pub id: WorkloadId,
+    pub generation: u64,
+    pub state: WorkloadState,
+    /// Why it is failed or still pending, for a person; else empty.
+    pub reason: String,
+    pub addresses: Vec<AssignedAddress>,
+    pub spec: Arc<WorkloadSpec>,
+    /// Empty and 0 until programmed.
+    pub host_interface: String,
+    pub host_ifindex: u32,
+    pub mtu: u32,
+    pub created_at: SystemTime,
+}
+
+/// A change of the set of workloads. Cursors grow by one with every event of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchEvent {
+    pub cursor: u64,
+    pub change: WatchChange,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WatchChange {
+    Upsert(WorkloadView),
+    Delete { id: WorkloadId, generation: u64 },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockState {
+    /// Claimed; its blackhole is not confirmed yet.
+    Claimed,
+    /// The blackhole stands and the block is originated.
+    Active,
+    /// Withdrawn, about to be given back.
+    Releasing,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockView {
+    pub cidr: IpNet,
+    pub pool: String,
+    pub state: BlockState,
+    pub size: u64,
+    pub used: u64,
+    pub cooling: u64,
+    pub reserved: u64,
+    pub free: u64,
+    /// Peers that have it, as last seen.
+    pub advertised_to: u32,
+    pub claimed_at: SystemTime,
+    /// Why it is not active, for a person; else empty.
+    pub reason: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolView {
+    pub name: String,
+    pub cidr: IpNet,
+    pub block_size: u8,
+    pub disabled: bool,
+    pub nat_outgoing: bool,
+    pub claim: Vec<IpNet>,
+    pub blocks_claimable: u64,
+    pub blocks_held: u64,
+    pub addresses_held: u64,
+    pub addresses_used: u64,
+}
+
+/// Counts and readiness.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeStatus {
+    pub ready: bool,
+    /// What it still waits for, for a person.
+    pub waiting_for: Vec<String>,
+    pub workloads: u64,
+    pub workloads_failed: u64,
+    /// Adds and deletes whose callers wait.
+    pub in_flight: u64,
+    pub blocks: u64,
+    pub blocks_active: u64,
+}
+
+/// What the node knows about an address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AddressView {
+    pub pool: Option<PoolView>,
+    /// The block of this node that holds it.
+    pub block: Option<BlockView>,
+    pub workload: Option<WorkloadView>,
+    /// Inside the pool: the block it would be in, whoever owns that.
+    pub would_be_block: Option<IpNet>,
+    /// Set aside by the configuration.
+    pub reserved: bool,
+    /// Not in use, and for so long not given out again.
+    pub cooling: Option<std::time::Duration>,
+}

@@ -1,0 +1,265 @@
+//! Every metric of the agent. Names, units, labels and help texts are an interface: [`TABLE`] is
+//! the one place that has them, and a test holds the exposition to it.
+//!
+//! Counters and histograms are written where the thing happens. Gauges about peers, routes and
+//! kernel objects are read when somebody scrapes (see `runtime`), so that an idle agent does no
+//! periodic work for them.
+
+use std::{fmt, sync::Mutex, time::Duration};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{
+        counter::Counter,
+        family::{Family, MetricConstructor},
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+        info::Info,
+    },
+    registry::{Registry, Unit},
+};
+
+/// Name without the unit and the suffix that the format adds, kind, unit ("" when it has none),
+/// labels, help.
+pub type Row = (
+    &'static str,
+    &'static str,
+    &'static str,
+    &'static [&'static str],
+    &'static str,
+);
+
+/// Every metric there is.
+#[rustfmt::skip]
+pub const TABLE: &[Row] = &[
+    ("agentd_build", "info", "", &["version"], "Version of the agent"),
+    ("agentd_start_time", "gauge", "seconds", &[], "Start of the agent, as seconds since 1970"),
+    ("agentd_ready", "gauge", "", &[], "1 when the store is recovered, the kernel in sync and own blocks are originated"),
+    ("agentd_workloads", "gauge", "", &["state"], "Workloads by state: ok, failed"),
+    ("agentd_operations", "counter", "", &["operation", "code"], "Finished adds and deletes by gRPC code"),
+    ("agentd_operation_duration", "histogram", "seconds", &["operation"], "From the call's arrival at the node until its answer, successful calls"),
+    ("agentd_operations_in_flight", "gauge", "", &[], "Adds and deletes whose callers wait"),
+    ("agentd_blocks", "gauge", "", &["state"], "Blocks held by state: active, inactive"),
+    ("agentd_pool_addresses_held", "gauge", "", &["pool"], "Addresses in the blocks held"),
+    ("agentd_pool_addresses_used", "gauge", "", &["pool"], "Addresses that workloads use"),
+    ("agentd_store_records", "counter", "", &[], "Records handed to the store"),
+    ("agentd_store_failures", "counter", "", &[], "Submissions that the store could not make durable"),
+    ("agentd_watchers", "gauge", "", &[], "Open WatchWorkloads streams"),
+    ("agentd_bgp_peer_established", "gauge", "", &["peer"], "1 when the session is Established"),
+    ("agentd_bgp_peer_prefixes", "gauge", "", &["peer", "family", "kind"], "Prefixes by kind: received, accepted, advertised"),
+    ("agentd_bgp_peer_messages", "gauge", "", &["peer", "direction"], "BGP messages since the agent's start, by direction: received, sent"),
+    ("agentd_bgp_peer_drops", "gauge", "", &["peer"], "Times the session left Established since the agent's start"),
+    ("agentd_bgp_route_changes", "counter", "", &[], "Changes of best routes passed on to the dataplane"),
+    ("agentd_dataplane_objects", "gauge", "", &["state"], "Objects by state: wanted, pending, failing"),
+    ("agentd_dataplane_writes", "gauge", "", &[], "Netlink messages written since the agent's start"),
+    ("agentd_dataplane_repairs", "gauge", "", &[], "Times something of the agent's was changed by others and put back, since its start"),
+    ("agentd_dataplane_conflicts", "gauge", "", &[], "Foreign objects that stand where the agent's should"),
+];
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct StateLabel {
+    pub state: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct OperationLabel {
+    pub operation: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct OperationCode {
+    pub operation: &'static str,
+    pub code: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct PoolLabel {
+    pub pool: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct PeerLabel {
+    pub peer: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct PeerDirection {
+    pub peer: String,
+    pub direction: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct PeerPrefixes {
+    pub peer: String,
+    pub family: &'static str,
+    pub kind: &'static str,
+}
+
+/// From 100 µs to about 26 s, each bucket twice the one before.
+#[derive(Clone, Copy, Debug)]
+pub struct DurationBuckets;
+
+impl MetricConstructor<Histogram> for DurationBuckets {
+    fn new_metric(&self) -> Histogram {
+        Histogram::new(exponential_buckets(0.000_1, 2.0, 19))
+    }
+}
+
+/// Handles to write to. Cloning a handle is cheap; all clones count into one series.
+pub struct Metrics {
+    pub ready: Gauge,
+    pub workloads: Family<StateLabel, Gauge>,
+    pub operations: Family<OperationCode, Counter>,
+    pub operation_duration: Family<OperationLabel, Histogram, DurationBuckets>,
+    pub operations_in_flight: Gauge,
+    pub blocks: Family<StateLabel, Gauge>,
+    pub pool_addresses_held: Family<PoolLabel, Gauge>,
+    pub pool_addresses_used: Family<PoolLabel, Gauge>,
+    pub store_records: Counter,
+    pub store_failures: Counter,
+    pub watchers: Gauge,
+    pub peer_established: Family<PeerLabel, Gauge>,
+    pub peer_prefixes: Family<PeerPrefixes, Gauge>,
+    pub peer_messages: Family<PeerDirection, Gauge>,
+    pub peer_drops: Family<PeerLabel, Gauge>,
+    pub route_changes: Counter,
+    pub dataplane_objects: Family<StateLabel, Gauge>,
+    pub dataplane_writes: Gauge,
+    pub dataplane_repairs: Gauge,
+    pub dataplane_conflicts: Gauge,
+    /// Only taken to encode, by one scrape at a time; never across an await.
+    registry: Mutex<Registry>,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+impl Metrics {
+    /// `start_seconds`: when the agent started, in seconds since 1970.
+    pub fn new(start_seconds: i64) -> Self {
+        let mut registry = Registry::default();
+        let start: Gauge = Gauge::default();
+        start.set(start_seconds);
+        register(
+            &mut registry,
+            "agentd_build",
+            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
+        );
+        register(&mut registry, "agentd_start_time", start);
+        // Registers a default value of the field's type under the name.
+        macro_rules! metrics {
+            ($($field:ident = $name:literal),* $(,)?) => {{
+                $( let $field = Default::default();
+                   register(&mut registry, $name, Clone::clone(&$field)); )*
+                let operation_duration = Family::new_with_constructor(DurationBuckets);
+                register(&mut registry, "agentd_operation_duration", operation_duration.clone());
+                Self { $($field,)* operation_duration, registry: Mutex::new(registry) }
+            }};
+        }
+        metrics!(
+            ready = "agentd_ready",
+            workloads = "agentd_workloads",
+            operations = "agentd_operations",
+            operations_in_flight = "agentd_operations_in_flight",
+            blocks = "agentd_blocks",
+            pool_addresses_held = "agentd_pool_addresses_held",
+            pool_addresses_used = "agentd_pool_addresses_used",
+            store_records = "agentd_store_records",
+            store_failures = "agentd_store_failures",
+            watchers = "agentd_watchers",
+            peer_established = "agentd_bgp_peer_established",
+            peer_prefixes = "agentd_bgp_peer_prefixes",
+            peer_messages = "agentd_bgp_peer_messages",
+            peer_drops = "agentd_bgp_peer_drops",
+            route_changes = "agentd_bgp_route_changes",
+            dataplane_objects = "agentd_dataplane_objects",
+            dataplane_writes = "agentd_dataplane_writes",
+            dataplane_repairs = "agentd_dataplane_repairs",
+            dataplane_conflicts = "agentd_dataplane_conflicts",
+        )
+    }
+
+    /// The exposition in the OpenMetrics text format.
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        let registry = self
+            .registry
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        // Writing to a String cannot fail.
+        let _ = encode(&mut text, &registry);
+        text
+    }
+
+    /// An add or a delete was answered after `took`.
+    pub fn operation_finished(
+        &self,
+        operation: &'static str,
+        code: &'static str,
+        took: Duration,
+    ) {
+        self.operations
+            .get_or_create(&OperationCode { operation, code })
+            .inc();
+        if code == "OK" {
+            self.operation_duration
+                .get_or_create(&OperationLabel { operation })
+                .observe(took.as_secs_f64());
+        }
+    }
+}
+
+/// Registers under the row of that name.
+fn register(
+    registry: &mut Registry,
+    name: &'static str,
+    metric: impl prometheus_client::registry::Metric,
+) {
+    let (_, _, unit, _, help) = TABLE
+        .iter()
+        .find(|row| row.0 == name)
+        .expect("every metric has a row in the table");
+    match *unit {
+        "seconds" => registry.register_with_unit(name, *help, Unit::Seconds, metric),
+        _ => registry.register(name, *help, metric),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exposition_has_every_metric_of_the_table_and_no_other() {
+        let text = Metrics::new(1).encode();
+        let mut expected: Vec<String> = TABLE
+            .iter()
+            .map(|(name, kind, unit, _, _)| match *unit {
+                "" => format!("{name} {kind}"),
+                unit => format!("{name}_{unit} {kind}"),
+            })
+            .collect();
+        let mut found: Vec<String> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE "))
+            .map(str::to_owned)
+            .collect();
+        expected.sort();
+        found.sort();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn finished_operations_are_counted_by_code_and_only_good_ones_timed() {
+        let metrics = Metrics::new(1);
+        metrics.operation_finished("add", "OK", Duration::from_millis(1));
+        metrics.operation_finished("add", "NOT_FOUND", Duration::from_millis(1));
+        let text = metrics.encode();
+        assert!(text.contains(r#"agentd_operations_total{operation="add",code="OK"} 1"#), "{text}");
+        assert!(text.contains(r#"agentd_operations_total{operation="add",code="NOT_FOUND"} 1"#), "{text}");
+        assert!(text.contains(r#"agentd_operation_duration_seconds_count{operation="add"} 1"#), "{text}");
+    }
+}
