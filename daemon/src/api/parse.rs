@@ -90,9 +90,7 @@ pub fn add(request: v1::AddWorkloadRequest) -> Result<ParsedAdd, Error> {
                 "wait_for",
                 format!(
                     "is {}; PROGRAMMED and ADVERTISED can be waited for",
-                    other
-                        .as_str_name()
-                        .trim_start_matches("WORKLOAD_STATE_")
+                    other.as_str_name().trim_start_matches("WORKLOAD_STATE_")
                 ),
             ));
         }
@@ -122,7 +120,9 @@ pub fn add(request: v1::AddWorkloadRequest) -> Result<ParsedAdd, Error> {
 pub fn pool(name: &str) -> Result<Option<String>, Error> {
     match name {
         "" => Ok(None),
-        name if name.len() <= 63 && !name.chars().any(char::is_control) => Ok(Some(name.to_owned())),
+        name if name.len() <= 63 && !name.chars().any(char::is_control) => {
+            Ok(Some(name.to_owned()))
+        }
         _ => Err(Error::invalid(
             "pool",
             "is no pool name: 1 to 63 bytes without control characters",
@@ -157,7 +157,10 @@ pub fn prefix(name: &str, text: &str) -> Result<Option<IpNet>, Error> {
         Ok(net) if net.trunc() == net => Ok(Some(net)),
         Ok(net) => Err(Error::invalid(
             name,
-            format!("is {text}, which has host bits set; {} is meant?", net.trunc()),
+            format!(
+                "is {text}, which has host bits set; {} is meant?",
+                net.trunc()
+            ),
         )),
         Err(_) => Err(Error::invalid(
             name,

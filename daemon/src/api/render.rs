@@ -7,9 +7,7 @@ use dataplane::kernel::{GATEWAY_V4, GATEWAY_V6};
 
 use crate::node::{
     spec::NamespaceName,
-    view::{
-        BlockState, BlockView, PoolView, WatchChange, WatchEvent, WorkloadState, WorkloadView,
-    },
+    view::{BlockState, BlockView, PoolView, WatchChange, WatchEvent, WorkloadState, WorkloadView},
 };
 
 /// The time as a protobuf timestamp. Times before 1970 do not occur.

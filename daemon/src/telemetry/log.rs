@@ -22,7 +22,9 @@ pub enum Format {
 
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    #[error("log level {level:?} is not understood: {source}; use error, warn, info, debug, trace or directives such as info,bgp=debug")]
+    #[error(
+        "log level {level:?} is not understood: {source}; use error, warn, info, debug, trace or directives such as info,bgp=debug"
+    )]
     Level {
         level: String,
         source: tracing_subscriber::filter::ParseError,

@@ -195,12 +195,7 @@ impl Metrics {
     }
 
     /// An add or a delete was answered after `took`.
-    pub fn operation_finished(
-        &self,
-        operation: &'static str,
-        code: &'static str,
-        took: Duration,
-    ) {
+    pub fn operation_finished(&self, operation: &'static str, code: &'static str, took: Duration) {
         self.operations
             .get_or_create(&OperationCode { operation, code })
             .inc();
@@ -258,8 +253,17 @@ mod tests {
         metrics.operation_finished("add", "OK", Duration::from_millis(1));
         metrics.operation_finished("add", "NOT_FOUND", Duration::from_millis(1));
         let text = metrics.encode();
-        assert!(text.contains(r#"agentd_operations_total{operation="add",code="OK"} 1"#), "{text}");
-        assert!(text.contains(r#"agentd_operations_total{operation="add",code="NOT_FOUND"} 1"#), "{text}");
-        assert!(text.contains(r#"agentd_operation_duration_seconds_count{operation="add"} 1"#), "{text}");
+        assert!(
+            text.contains(r#"agentd_operations_total{operation="add",code="OK"} 1"#),
+            "{text}"
+        );
+        assert!(
+            text.contains(r#"agentd_operations_total{operation="add",code="NOT_FOUND"} 1"#),
+            "{text}"
+        );
+        assert!(
+            text.contains(r#"agentd_operation_duration_seconds_count{operation="add"} 1"#),
+            "{text}"
+        );
     }
 }

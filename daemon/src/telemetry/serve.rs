@@ -27,7 +27,9 @@ pub struct Context {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("[telemetry] metrics_listen = \"{address}\": {source}; choose another port, or leave the key out")]
+#[error(
+    "[telemetry] metrics_listen = \"{address}\": {source}; choose another port, or leave the key out"
+)]
 pub struct ListenError {
     pub address: SocketAddr,
     pub source: io::Error,
