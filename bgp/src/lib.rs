@@ -14,7 +14,10 @@
 //! ```
 
 pub mod attributes;
+#[cfg(feature = "driver")]
+pub mod driver;
 pub mod message;
 pub mod policy;
 pub mod rib;
+pub mod speaker;
 pub mod types;

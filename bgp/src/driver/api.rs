@@ -1,0 +1,196 @@
+//! The types through which a program uses the driver: a [`Handle`] for commands and questions, and
+//! [`Updates`] for what changes.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    time::{Instant, SystemTime},
+};
+
+use ipnet::IpNet;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    rib::{NextHopState, RouteChange},
+    speaker::{
+        AdminError,
+        config::{ConfigError, PeerConfig},
+        status::{PeerStatus, RoutePage, RouteQuery},
+    },
+};
+
+/// Commands that may wait for the speaker task; senders wait when it is full.
+pub(super) const COMMAND_QUEUE: usize = 256;
+
+/// Why a driver did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot set the TCP MD5 password for peer {peer:?} on the listening socket: {source}")]
+    Password {
+        peer: String,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What the program is told, in the order it happens.
+#[derive(Debug)]
+pub enum Update {
+    /// The Loc-RIB changed; coalesced by prefix, the newest state of each.
+    Routes(Vec<RouteChange>),
+    /// Addresses whose reachability matters from now on, and no longer. Answer with
+    /// [`Handle::set_next_hops`]; an address counts as unreachable until then.
+    WatchNextHops {
+        add: Vec<IpAddr>,
+        remove: Vec<IpAddr>,
+    },
+    /// These peers changed their state. [`Handle::peers`] tells more.
+    Peers(Vec<PeerStatus>),
+    /// Once: every peer has sent its whole table, or the deadline has passed. What was not
+    /// announced by now is gone.
+    FirstSync,
+}
+
+/// Talks to the speaker task. Cheap to clone. After the speaker has ended commands do nothing and
+/// questions are answered with nothing.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    pub(super) commands: mpsc::Sender<Command>,
+}
+
+/// What a [`Handle`] asks.
+#[derive(Debug)]
+pub(super) enum Command {
+    Originate(Vec<IpNet>),
+    Withdraw(Vec<IpNet>),
+    OriginationsSynced,
+    SetNextHops(Vec<(IpAddr, NextHopState)>),
+    Peers(oneshot::Sender<Vec<PeerStatus>>),
+    Routes(RouteQuery, oneshot::Sender<RoutePage>),
+    AddPeer(Box<PeerConfig>, oneshot::Sender<Result<(), AdminError>>),
+    RemovePeer(String, oneshot::Sender<Result<(), AdminError>>),
+    Admin(String, Admin, oneshot::Sender<Result<(), AdminError>>),
+    Shutdown(String, oneshot::Sender<()>),
+}
+
+/// What may be done to one peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Admin {
+    /// Close the session and start again (Cease 6/4).
+    ResetHard,
+    /// Ask the peer for its routes again, and send ours again (RFC 2918).
+    ResetSoft,
+    /// Close the session with Cease 6/2 and this text (RFC 9003), and stay in Idle.
+    Shutdown { text: String },
+    /// Leave the administrative Idle.
+    Enable,
+}
+
+impl Handle {
+    /// Adds prefixes to what this speaker originates. Idempotent.
+    pub async fn originate(&self, prefixes: Vec<IpNet>) {
+        self.send(Command::Originate(prefixes)).await;
+    }
+
+    /// Takes prefixes away from what this speaker originates. Idempotent.
+    pub async fn withdraw(&self, prefixes: Vec<IpNet>) {
+        self.send(Command::Withdraw(prefixes)).await;
+    }
+
+    /// The originations that an earlier run left are complete. Nothing is announced to any peer
+    /// before this, so that peers which kept routes of an earlier run see no gap (RFC 4724 §4.1).
+    pub async fn originations_synced(&self) {
+        self.send(Command::OriginationsSynced).await;
+    }
+
+    /// Tells about addresses that [`Update::WatchNextHops`] asked for.
+    pub async fn set_next_hops(&self, states: Vec<(IpAddr, NextHopState)>) {
+        self.send(Command::SetNextHops(states)).await;
+    }
+
+    /// Every configured peer, in the order of configuration.
+    pub async fn peers(&self) -> Vec<PeerStatus> {
+        self.ask(Command::Peers).await.unwrap_or_default()
+    }
+
+    /// One page of a table; an unknown peer has no routes.
+    pub async fn routes(&self, query: RouteQuery) -> RoutePage {
+        self.ask(|reply| Command::Routes(query, reply))
+            .await
+            .unwrap_or_default()
+    }
+
+    /// Adds a neighbour and starts its session.
+    pub async fn add_peer(&self, peer: PeerConfig) -> Result<(), AdminError> {
+        self.ask(|reply| Command::AddPeer(Box::new(peer), reply))
+            .await
+            .unwrap_or(Err(AdminError::Stopped))
+    }
+
+    /// Closes the session with Cease 6/3 and forgets the neighbour.
+    pub async fn remove_peer(&self, name: &str) -> Result<(), AdminError> {
+        self.ask(|reply| Command::RemovePeer(name.to_owned(), reply))
+            .await
+            .unwrap_or(Err(AdminError::Stopped))
+    }
+
+    /// Resets, shuts down or enables one neighbour.
+    pub async fn admin(&self, name: &str, admin: Admin) -> Result<(), AdminError> {
+        self.ask(|reply| Command::Admin(name.to_owned(), admin, reply))
+            .await
+            .unwrap_or(Err(AdminError::Stopped))
+    }
+
+    /// Ends the speaker: sessions with graceful restart are just closed, so that the peers keep our
+    /// routes for the restart time; the others get Cease 6/2 with the text. Returns when
+    /// everything is sent or a second has passed.
+    pub async fn shutdown(self, text: &str) {
+        self.ask(|reply| Command::Shutdown(text.to_owned(), reply))
+            .await;
+    }
+
+    async fn send(&self, command: Command) {
+        // It only fails when the speaker has ended, and then there is nothing left to command.
+        let _ = self.commands.send(command).await;
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.ok()?;
+        answer.await.ok()
+    }
+}
+
+/// What changes. Not reading it costs no memory that grows: changes wait, coalesced, in the RIB.
+#[derive(Debug)]
+pub struct Updates {
+    pub(super) updates: mpsc::Receiver<Update>,
+}
+
+impl Updates {
+    /// The next change; `None` when the speaker has ended.
+    pub async fn next(&mut self) -> Option<Update> {
+        self.updates.recv().await
+    }
+}
+
+/// The wall-clock time of an instant in a status, for showing it to a person.
+pub fn wall_clock(instant: Instant) -> SystemTime {
+    let now = Instant::now();
+    let wall = SystemTime::now();
+    if instant <= now {
+        wall.checked_sub(now.duration_since(instant))
+            .unwrap_or(wall)
+    } else {
+        wall.checked_add(instant.duration_since(now))
+            .unwrap_or(wall)
+    }
+}
