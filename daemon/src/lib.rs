@@ -1,6 +1,7 @@
 //! The agent: node core, address management, store, API and telemetry, and the operator's tool.
 
 pub mod api;
+pub mod config;
 pub mod ctl;
 pub mod node;
 pub mod telemetry;

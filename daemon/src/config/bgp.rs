@@ -1,0 +1,408 @@
+//! `[bgp]` and `[[bgp.peer]]`.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use bgp::types::Family;
+
+use super::{
+    Bgp, ExportPolicy, GracefulRestart, ImportPolicy, Node, Password, Peer,
+    document::{Found, Section},
+    sections::{defaults, is_name, is_usable, name_rule, seconds},
+};
+
+/// Linux takes keys of at most TCP_MD5SIG_MAXKEYLEN bytes.
+const PASSWORD_MAX: usize = 80;
+
+const FAMILIES: [(&str, Family); 2] = [
+    ("ipv4-unicast", Family::Ipv4Unicast),
+    ("ipv6-unicast", Family::Ipv6Unicast),
+];
+
+/// What peers inherit when they do not say otherwise.
+#[derive(Clone, Copy)]
+struct Inherited {
+    import: ImportPolicy,
+    export: ExportPolicy,
+    hold_time: Duration,
+    connect_retry_time: Duration,
+    idle_hold_time: Duration,
+    graceful_restart: Option<GracefulRestart>,
+}
+
+/// `None` after an error that leaves nothing to return; `Some(None)` without the section.
+pub(super) fn read(mut section: Section<'_, '_, '_>, node: Option<&Node>) -> Option<Option<Bgp>> {
+    let asn = section.integer("asn", 1..=u32::MAX);
+    let router_id = section.parsed::<Ipv4Addr>("router_id", "an IPv4 address");
+    let cluster_id = section.parsed::<Ipv4Addr>("cluster_id", "an IPv4 address");
+    for (key, id) in [("router_id", &router_id), ("cluster_id", &cluster_id)] {
+        // RFC 6286 §2.1: any value but zero.
+        if let Some(Found { value, span }) = id
+            && value.is_unspecified()
+        {
+            section.error(key, Some(span.clone()), "0.0.0.0 is not an identifier");
+        }
+    }
+    let listen = read_listen(&mut section);
+    if let Some(Found { value: true, span }) = section.boolean("mesh") {
+        section.error("mesh", Some(span), "true is not supported yet; use false");
+    }
+    let inherited = read_inherited(
+        &mut section,
+        Inherited {
+            import: ImportPolicy::default(),
+            export: ExportPolicy::default(),
+            hold_time: defaults::HOLD_TIME,
+            connect_retry_time: defaults::CONNECT_RETRY_TIME,
+            idle_hold_time: defaults::IDLE_HOLD_TIME,
+            graceful_restart: Some(GracefulRestart {
+                restart_time: defaults::RESTART_TIME,
+            }),
+        },
+    );
+    let sections = section.sections("peer");
+    if !section.is_present() {
+        // Makes the keys of a peer known.
+        return Some(None);
+    }
+    let asn = section.required("asn", asn, "it is the autonomous system of this node");
+    let mut peers: Vec<Peer> = Vec::new();
+    let context = Context {
+        asn: asn.as_ref().map(|found| found.value),
+        reflector: cluster_id.is_some(),
+        listens: !listen.is_empty(),
+        node,
+        inherited,
+    };
+    for section in sections {
+        peers.extend(read_peer(section, &context, &peers));
+    }
+    section.finish();
+    Some(Some(Bgp {
+        asn: asn?.value,
+        router_id: router_id.map(|found| found.value),
+        listen,
+        cluster_id: cluster_id.map(|found| found.value),
+        peers,
+    }))
+}
+
+fn read_listen(section: &mut Section<'_, '_, '_>) -> Vec<SocketAddr> {
+    let expected = "an address with a port, \"IP:PORT\" or \"[IP]:PORT\"";
+    let Some(list) = section.list::<SocketAddr>("listen", expected) else {
+        return defaults::LISTEN
+            .iter()
+            .map(|address| address.parse().expect("a constant"))
+            .collect();
+    };
+    let mut listen = Vec::new();
+    for (index, Found { value, span }) in list.into_iter().enumerate() {
+        if listen.contains(&value) {
+            section.error_at("listen", index, span, format!("{value} is named twice"));
+        } else {
+            listen.push(value);
+        }
+    }
+    listen
+}
+
+/// Keys that stand in `[bgp]` and, for one peer, in `[[bgp.peer]]`.
+fn read_inherited(section: &mut Section<'_, '_, '_>, base: Inherited) -> Inherited {
+    let import = policy(
+        section,
+        "import",
+        &[
+            ("pools", ImportPolicy::Pools),
+            ("all", ImportPolicy::All),
+            ("none", ImportPolicy::None),
+        ],
+    );
+    let export = policy(
+        section,
+        "export",
+        &[
+            ("blocks", ExportPolicy::Blocks),
+            ("all", ExportPolicy::All),
+            ("none", ExportPolicy::None),
+        ],
+    );
+    // RFC 4271 §4.2: zero or at least three seconds, and two octets of seconds.
+    let hold_time = section.duration("hold_time", seconds(0)..=seconds(65_535));
+    if let Some(Found { value, span }) = &hold_time
+        && (value.subsec_nanos() != 0 || (1..3).contains(&value.as_secs()))
+    {
+        let value = humantime::format_duration(*value);
+        let reason = format!(
+            "\"{value}\" is out of range; \"0s\", or 3s and more in whole seconds, are allowed"
+        );
+        section.error("hold_time", Some(span.clone()), reason);
+    }
+    let connect_retry_time = section.duration("connect_retry_time", seconds(1)..=seconds(65_535));
+    let idle_hold_time = section.duration("idle_hold_time", seconds(1)..=seconds(3_600));
+    let graceful_restart = read_graceful_restart(section);
+    Inherited {
+        import: import.unwrap_or(base.import),
+        export: export.unwrap_or(base.export),
+        hold_time: hold_time.map_or(base.hold_time, |found| found.value),
+        connect_retry_time: connect_retry_time.map_or(base.connect_retry_time, |found| found.value),
+        idle_hold_time: idle_hold_time.map_or(base.idle_hold_time, |found| found.value),
+        graceful_restart: graceful_restart.unwrap_or(base.graceful_restart),
+    }
+}
+
+/// One of the built-in policies.
+fn policy<T: Copy>(
+    section: &mut Section<'_, '_, '_>,
+    key: &'static str,
+    choices: &[(&str, T)],
+) -> Option<T> {
+    let Found { value, span } = section.string(key)?;
+    let found = choices.iter().find(|(word, _)| *word == value);
+    if found.is_none() {
+        let allowed = super::document::words(choices.iter().map(|(word, _)| *word));
+        let reason =
+            format!("the named policy \"{value}\" is not supported yet; {allowed} are allowed");
+        section.error(key, Some(span), reason);
+    }
+    found.map(|(_, policy)| *policy)
+}
+
+/// `false`, or a table with `restart_time`. `None`: not given.
+fn read_graceful_restart(section: &mut Section<'_, '_, '_>) -> Option<Option<GracefulRestart>> {
+    let value = section.value("graceful_restart")?;
+    if value.get_ref().as_bool() == Some(false) {
+        return Some(None);
+    }
+    if !value.get_ref().is_table() {
+        let reason = "expected false or a table such as { restart_time = \"120s\" }";
+        section.error("graceful_restart", Some(value.span()), reason);
+        return None;
+    }
+    let mut table = section.section("graceful_restart");
+    // RFC 4724 §3: twelve bits of seconds.
+    let restart_time = table.duration("restart_time", seconds(1)..=seconds(4095));
+    table.finish();
+    Some(Some(GracefulRestart {
+        restart_time: restart_time.map_or(defaults::RESTART_TIME, |found| found.value),
+    }))
+}
+
+/// What a peer is checked against.
+struct Context<'c> {
+    /// `None` when it is in error.
+    asn: Option<u32>,
+    reflector: bool,
+    listens: bool,
+    node: Option<&'c Node>,
+    inherited: Inherited,
+}
+
+fn read_peer(
+    mut section: Section<'_, '_, '_>,
+    context: &Context<'_>,
+    earlier: &[Peer],
+) -> Option<Peer> {
+    for key in ["interface", "range", "bfd", "add_path"] {
+        section.unsupported(key);
+    }
+    let elsewhere = section
+        .value("interface")
+        .or(section.value("range"))
+        .is_some();
+    let name = read_name(&mut section, earlier);
+    let address = read_address(&mut section, context, earlier, elsewhere);
+    let asn = section.integer("asn", 1..=u32::MAX);
+    let asn = section.required("asn", asn, "it is the autonomous system of the peer");
+    let internal = asn.as_ref().map(|asn| Some(asn.value) == context.asn);
+
+    let local_address = section.parsed::<IpAddr>("local_address", "an IP address");
+    if let (Some(Found { value, span }), Some(address)) = (&local_address, address)
+        && value.is_ipv4() != address.is_ipv4()
+    {
+        let reason = format!("{value} is not of the family of the peer's address, {address}");
+        section.error("local_address", Some(span.clone()), reason);
+    }
+    let port = section.integer("port", 1..=65_535);
+    let passive = section.boolean("passive");
+    if let Some(Found { value: true, span }) = &passive
+        && !context.listens
+    {
+        let reason = "a passive peer can never connect, because bgp.listen is empty";
+        section.error("passive", Some(span.clone()), reason);
+    }
+    let client = section.boolean("route_reflector_client");
+    if let Some(Found { value: true, span }) = &client {
+        // RFC 4456 §6: clients are internal peers.
+        if internal == Some(false) {
+            let reason = "only a peer of the own autonomous system (bgp.asn) can be a client";
+            section.error("route_reflector_client", Some(span.clone()), reason);
+        }
+        if !context.reflector {
+            let reason = "needs bgp.cluster_id, which makes this node a route reflector";
+            section.error("route_reflector_client", Some(span.clone()), reason);
+        }
+    }
+    let password = read_password(&mut section);
+    let (ttl_security, multihop) = read_hops(&mut section, internal);
+    let families = read_families(&mut section);
+    let max_prefixes = section.integer("max_prefixes", 1..=u32::MAX);
+    let own = read_inherited(&mut section, context.inherited);
+    section.finish();
+    Some(Peer {
+        name: name?,
+        address: address?,
+        port: port.map_or(defaults::BGP_PORT, |found| {
+            u16::try_from(found.value).expect("at most 65535")
+        }),
+        asn: asn?.value,
+        local_address: local_address.map(|found| found.value),
+        passive: passive.is_some_and(|found| found.value),
+        route_reflector_client: client.is_some_and(|found| found.value),
+        password,
+        ttl_security,
+        multihop,
+        families,
+        max_prefixes: max_prefixes.map(|found| found.value),
+        import: own.import,
+        export: own.export,
+        hold_time: own.hold_time,
+        connect_retry_time: own.connect_retry_time,
+        idle_hold_time: own.idle_hold_time,
+        graceful_restart: own.graceful_restart,
+    })
+}
+
+fn read_name(section: &mut Section<'_, '_, '_>, earlier: &[Peer]) -> Option<String> {
+    let name = section.string("name");
+    let Found { value, span } = section.required("name", name, "every peer needs one")?;
+    if !is_name(value, 63) {
+        let reason = format!("\"{value}\" is not {}", name_rule(63));
+        section.error("name", Some(span), reason);
+    } else if earlier.iter().any(|peer| peer.name == value) {
+        let reason = format!("another peer is named \"{value}\"; names are unique");
+        section.error("name", Some(span), reason);
+    }
+    Some(value.to_owned())
+}
+
+fn read_address(
+    section: &mut Section<'_, '_, '_>,
+    context: &Context<'_>,
+    earlier: &[Peer],
+    elsewhere: bool,
+) -> Option<IpAddr> {
+    let address = section.parsed::<IpAddr>("address", "an IP address");
+    let address = if elsewhere {
+        address
+    } else {
+        section.required("address", address, "it is where the peer is reached")
+    };
+    let Found { value, span } = address?;
+    let own = |node: &&Node| {
+        node.address.map(IpAddr::from) == Some(value)
+            || node.address6.map(IpAddr::from) == Some(value)
+    };
+    let link_local = matches!(value, IpAddr::V6(address) if address.is_unicast_link_local());
+    let reason = if link_local {
+        Some(format!(
+            "{value} needs an interface, and a peer on an interface is not supported yet"
+        ))
+    } else if value.is_unspecified()
+        || value.is_multicast()
+        || !is_usable(value) && !value.is_loopback()
+    {
+        Some(format!("{value} cannot be the address of a peer"))
+    } else if context.node.as_ref().is_some_and(own) {
+        Some(format!("{value} is the address of this node"))
+    } else {
+        let other = earlier.iter().find(|peer| peer.address == value);
+        other.map(|other| format!("peer \"{}\" has the address {value} too", other.name))
+    };
+    if let Some(reason) = reason {
+        section.error("address", Some(span), reason);
+    }
+    Some(value)
+}
+
+/// `(ttl_security, multihop)`
+fn read_hops(
+    section: &mut Section<'_, '_, '_>,
+    internal: Option<bool>,
+) -> (Option<u8>, Option<u8>) {
+    let byte = |found: &Found<u32>| u8::try_from(found.value).expect("checked by its range");
+    let ttl_security = section.integer("ttl_security", 1..=254);
+    let multihop = section.integer("multihop", 2..=255);
+    if let Some(Found { span, .. }) = &multihop {
+        if ttl_security.is_some() {
+            let reason = "excludes ttl_security; ttl_security = N also allows N hops";
+            section.error("multihop", Some(span.clone()), reason);
+        }
+        if internal == Some(true) {
+            let reason = "is for external peers; internal ones may be any number of hops away";
+            section.error("multihop", Some(span.clone()), reason);
+        }
+    }
+    (ttl_security.as_ref().map(byte), multihop.as_ref().map(byte))
+}
+
+fn read_families(section: &mut Section<'_, '_, '_>) -> Vec<Family> {
+    let Some(list) = section.list::<String>("families", "a string") else {
+        return Family::ALL.to_vec();
+    };
+    if list.is_empty() {
+        let allowed = super::document::words(FAMILIES.iter().map(|(word, _)| *word));
+        let span = section.value("families").map(|value| value.span());
+        section.error("families", span, format!("is empty; {allowed} are allowed"));
+    }
+    let mut families = Vec::new();
+    for (index, Found { value, span }) in list.into_iter().enumerate() {
+        match FAMILIES.iter().find(|(word, _)| *word == value) {
+            Some((_, family)) if families.contains(family) => {
+                section.error_at(
+                    "families",
+                    index,
+                    span,
+                    format!("\"{value}\" is named twice"),
+                );
+            }
+            Some((_, family)) => families.push(*family),
+            None => {
+                let allowed = super::document::words(FAMILIES.iter().map(|(word, _)| *word));
+                let reason = format!("\"{value}\" is unknown; {allowed} are allowed");
+                section.error_at("families", index, span, reason);
+            }
+        }
+    }
+    families
+}
+
+/// A missing or empty file is an error, never "no password".
+fn read_password(section: &mut Section<'_, '_, '_>) -> Option<Password> {
+    let Found { value, span } = section.string("password_file")?;
+    let directory = section.document.file.parent();
+    let path = directory.map_or_else(|| PathBuf::from(value), |parent| parent.join(value));
+    let shown = path.display();
+    let reason = match std::fs::read(&path) {
+        Err(error) => format!("{shown} cannot be read: {error}"),
+        Ok(mut content) => {
+            if content.ends_with(b"\n") {
+                content.pop();
+                if content.ends_with(b"\r") {
+                    content.pop();
+                }
+            }
+            match content.len() {
+                0 => format!("{shown} is empty; write the password into it, or remove this key"),
+                1..=PASSWORD_MAX => return Some(Password(content)),
+                length => format!(
+                    "{shown} holds {length} bytes; TCP MD5 keys have at most {PASSWORD_MAX}"
+                ),
+            }
+        }
+    };
+    section.error("password_file", Some(span), reason);
+    None
+}

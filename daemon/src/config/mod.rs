@@ -1,0 +1,284 @@
+//! The configuration of the agent: typed, validated, and complete with every default.
+//!
+//! [`Config::load`] reads the TOML file. It either returns a configuration in which everything
+//! holds that the rest of the agent relies on, or all the errors it found, each with file, line,
+//! key, what is wrong and what is allowed. Unknown keys are errors. Keys that belong to the
+//! format but to something this version cannot do are refused as "not supported yet": a key that
+//! is accepted has an effect.
+//!
+//! What is deliberately absent: values that only the running node knows (its underlay address when
+//! none is configured) stay `None` here and are resolved at run time.
+//!
+//! `deploy/config/agentd.toml` names every key beside its default.
+
+mod bgp;
+mod document;
+mod error;
+mod pool;
+mod sections;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use ::bgp::types::Family;
+use ipnet::IpNet;
+
+pub use error::{ConfigError, ConfigErrors};
+
+/// A valid configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The file it came from.
+    pub file: PathBuf,
+    pub node: Node,
+    pub api: Api,
+    /// In the order of the file. Pools never overlap.
+    pub pools: Vec<Pool>,
+    pub ipam: Ipam,
+    /// `None`: no `[bgp]` section, and no speaker runs.
+    pub bgp: Option<Bgp>,
+    pub telemetry: Telemetry,
+    pub log: Log,
+}
+
+/// `[node]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Default: the host name.
+    pub name: String,
+    /// Underlay address. `None`: the source address of the route to the first IPv4 peer.
+    pub address: Option<Ipv4Addr>,
+    /// IPv6 underlay address. `None`: the source address of the route to the first IPv6 peer.
+    pub address6: Option<Ipv6Addr>,
+    /// Absolute.
+    pub state_dir: PathBuf,
+}
+
+/// `[api]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Api {
+    /// Absolute, short enough for a socket address. Made with mode 0660 and group `agentd`.
+    pub socket: PathBuf,
+}
+
+/// `[[pool]]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// Unique; 1 to 63 characters of `[A-Za-z0-9._-]`.
+    pub name: String,
+    /// Without host bits.
+    pub cidr: IpNet,
+    /// Prefix length of a block: 20 to 32 in IPv4 pools, 116 to 128 in IPv6 pools, and not
+    /// shorter than the pool's own.
+    pub block_size: u8,
+    /// No new addresses or blocks from it; what is in use stays.
+    pub disabled: bool,
+    /// Never given out. Each lies inside the pool.
+    pub reserved: Vec<IpNet>,
+    /// What `ipam.claim` names inside this pool: whole blocks, not overlapping, in the order of
+    /// the file.
+    pub claim: Vec<IpNet>,
+}
+
+/// `[ipam]`. The claim ranges stand at the pools they lie in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ipam {
+    /// Time after its release in which an address is not given to another workload.
+    pub cooldown: Duration,
+    /// The next block of a pool is claimed when this share of a block's addresses, in percent,
+    /// is not free: 1 to 100.
+    pub claim_ahead: u8,
+    /// An empty block is given back when it was empty for so long.
+    pub release_empty_after: Duration,
+}
+
+/// `[bgp]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bgp {
+    /// 1 to 4294967295.
+    pub asn: u32,
+    /// `None`: `node.address`.
+    pub router_id: Option<Ipv4Addr>,
+    /// May be empty: then connections are only dialled.
+    pub listen: Vec<SocketAddr>,
+    /// Present: this node reflects routes between its clients (RFC 4456).
+    pub cluster_id: Option<Ipv4Addr>,
+    /// In the order of the file; names and addresses are unique. Every value that `[bgp]` gives
+    /// a default for is already filled in.
+    pub peers: Vec<Peer>,
+}
+
+/// `[[bgp.peer]]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Unique; 1 to 63 characters of `[A-Za-z0-9._-]`.
+    pub name: String,
+    pub address: IpAddr,
+    /// To connect to.
+    pub port: u16,
+    /// Equal to `bgp.asn`: an internal peer.
+    pub asn: u32,
+    /// Source of outgoing connections; of the family of `address`.
+    pub local_address: Option<IpAddr>,
+    /// Never dials.
+    pub passive: bool,
+    /// Only internal peers, and only with `bgp.cluster_id`.
+    pub route_reflector_client: bool,
+    /// TCP MD5 (RFC 2385).
+    pub password: Option<Password>,
+    /// GTSM (RFC 5082): how many hops away the peer is at most, 1 to 254. Excludes `multihop`.
+    pub ttl_security: Option<u8>,
+    /// TTL of outgoing packets to an external peer that is not directly connected, 2 to 255.
+    pub multihop: Option<u8>,
+    /// To offer; at least one.
+    pub families: Vec<Family>,
+    /// The session ends when the peer sends more prefixes of one family (Cease, RFC 4486).
+    /// `None`: no limit.
+    pub max_prefixes: Option<u32>,
+    pub import: ImportPolicy,
+    pub export: ExportPolicy,
+    /// Zero: no keepalives and no hold timer; otherwise at least 3 s. Keepalive is a third of it.
+    pub hold_time: Duration,
+    /// Between attempts to connect.
+    pub connect_retry_time: Duration,
+    /// Idle after an error; doubles with every further error in a row.
+    pub idle_hold_time: Duration,
+    /// `None`: not offered.
+    pub graceful_restart: Option<GracefulRestart>,
+}
+
+impl Peer {
+    /// Whether it is of this node's own autonomous system.
+    pub fn is_internal(&self, own_asn: u32) -> bool {
+        self.asn == own_asn
+    }
+}
+
+/// RFC 4724.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GracefulRestart {
+    /// How long peers keep this node's routes after the session is lost: 1 to 4095 s.
+    pub restart_time: Duration,
+}
+
+/// Built-in import policies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ImportPolicy {
+    /// Only prefixes inside the pools; never a default route, never an own block.
+    #[default]
+    Pools,
+    All,
+    None,
+}
+
+/// Built-in export policies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ExportPolicy {
+    /// Own blocks; a reflector also those of its clients.
+    #[default]
+    Blocks,
+    All,
+    None,
+}
+
+/// A TCP MD5 key, 1 to 80 bytes. Its content never shows in debug output.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Password(Vec<u8>);
+
+impl Password {
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Password(…)")
+    }
+}
+
+/// `[telemetry]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Telemetry {
+    /// Where Prometheus metrics are served over HTTP. `None`: `"off"`.
+    pub metrics_listen: Option<SocketAddr>,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    pub format: LogFormat,
+    /// A level, or a list of `target=level` in the form tracing's `EnvFilter` reads.
+    pub level: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// journald when started by systemd, text otherwise.
+    #[default]
+    Auto,
+    Json,
+    Text,
+    Journald,
+}
+
+impl Config {
+    /// Reads and checks the file.
+    pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Config::parse(&text, path),
+            Err(error) => Err(ConfigErrors::single(ConfigError {
+                file: path.to_owned(),
+                line: None,
+                key: String::new(),
+                reason: format!("cannot be read: {error}"),
+            })),
+        }
+    }
+
+    /// Checks `text` as the content of `file`. Relative paths of password files start at the
+    /// directory of `file`; they are read here.
+    pub fn parse(text: &str, file: &Path) -> Result<Config, ConfigErrors> {
+        sections::parse(text, file).0
+    }
+
+    /// The pool of that name.
+    pub fn pool(&self, name: &str) -> Option<&Pool> {
+        self.pools.iter().find(|pool| pool.name == name)
+    }
+}
+
+/// One line for a person: what `--check` says about a valid file.
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let claims: usize = self.pools.iter().map(|pool| pool.claim.len()).sum();
+        write!(
+            f,
+            "{}: valid; node {}, {}, {}",
+            self.file.display(),
+            self.node.name,
+            Count(self.pools.len(), "pool"),
+            Count(claims, "claim range"),
+        )?;
+        match &self.bgp {
+            None => f.write_str(", no BGP"),
+            Some(bgp) => write!(f, ", AS {}, {}", bgp.asn, Count(bgp.peers.len(), "peer")),
+        }
+    }
+}
+
+/// `1 pool`, `2 pools`.
+struct Count(usize, &'static str);
+
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plural = if self.0 == 1 { "" } else { "s" };
+        write!(f, "{} {}{plural}", self.0, self.1)
+    }
+}

@@ -1,0 +1,228 @@
+//! `[[pool]]` and the claim ranges of `[ipam]`.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::{
+    Node, Pool,
+    document::{Found, Section},
+    sections::{defaults, is_name, name_rule},
+};
+
+const PREFIX: &str = "a prefix such as \"10.244.0.0/16\" or \"fd00:10:244::/48\"";
+
+/// Pools, each with the place of its `cidr`. Those with errors are reported and left out.
+pub(super) fn read(sections: Vec<Section<'_, '_, '_>>) -> Vec<Found<Pool>> {
+    let mut pools: Vec<Found<Pool>> = Vec::new();
+    for section in sections {
+        pools.extend(read_one(section, &pools));
+    }
+    pools
+}
+
+fn read_one(mut section: Section<'_, '_, '_>, earlier: &[Found<Pool>]) -> Option<Found<Pool>> {
+    let name = section.string("name");
+    let name = section.required("name", name, "every pool needs one");
+    if let Some(Found { value, span }) = &name {
+        if !is_name(value, 63) {
+            let reason = format!("\"{value}\" is not {}", name_rule(63));
+            section.error("name", Some(span.clone()), reason);
+        }
+        if earlier.iter().any(|pool| pool.value.name == *value) {
+            let reason = format!("another pool is named \"{value}\"; names are unique");
+            section.error("name", Some(span.clone()), reason);
+        }
+    }
+    let cidr = section.parsed::<IpNet>("cidr", PREFIX);
+    let cidr = section.required("cidr", cidr, "it is the prefix of the pool");
+    if let Some(Found { value, span }) = &cidr {
+        let problem = host_bits(*value).or_else(|| special(*value)).or_else(|| {
+            let other = earlier
+                .iter()
+                .find(|pool| overlap(pool.value.cidr, *value))?;
+            let Pool { name, cidr, .. } = &other.value;
+            Some(format!("{value} overlaps pool \"{name}\" ({cidr})"))
+        });
+        if let Some(reason) = problem {
+            section.error("cidr", Some(span.clone()), reason);
+        }
+    }
+    let block_size = read_block_size(&mut section, cidr.as_ref());
+    let disabled = section.boolean("disabled");
+    if let Some(Found { value: true, span }) = section.boolean("nat_outgoing") {
+        section.error(
+            "nat_outgoing",
+            Some(span),
+            "true is not supported yet; use false",
+        );
+    }
+    for (key, choices) in [
+        (
+            "encapsulation",
+            &[
+                ("none", None),
+                ("ipip", Some("ipip")),
+                ("vxlan", Some("vxlan")),
+            ][..],
+        ),
+        (
+            "encapsulation_scope",
+            &[("always", None), ("cross-subnet", Some("cross-subnet"))][..],
+        ),
+    ] {
+        if let Some(Found {
+            value: Some(word),
+            span,
+        }) = section.choice(key, choices)
+        {
+            section.error(key, Some(span), format!("\"{word}\" is not supported yet"));
+        }
+    }
+    let mut reserved = Vec::new();
+    for (index, Found { value, span }) in section
+        .list::<IpNet>("reserved", PREFIX)
+        .into_iter()
+        .flatten()
+        .enumerate()
+    {
+        let outside = cidr.as_ref().filter(|cidr| !cidr.value.contains(&value));
+        if let Some(reason) = host_bits(value) {
+            section.error_at("reserved", index, span, reason);
+        } else if let Some(cidr) = outside {
+            let reason = format!("{value} does not lie inside the pool, {}", cidr.value);
+            section.error_at("reserved", index, span, reason);
+        } else {
+            reserved.push(value);
+        }
+    }
+    section.finish();
+    let cidr = cidr?;
+    Some(Found {
+        value: Pool {
+            name: name?.value.to_owned(),
+            cidr: cidr.value.trunc(),
+            block_size: block_size?,
+            disabled: disabled.is_some_and(|found| found.value),
+            reserved,
+            claim: Vec::new(),
+        },
+        span: cidr.span,
+    })
+}
+
+fn read_block_size(section: &mut Section<'_, '_, '_>, cidr: Option<&Found<IpNet>>) -> Option<u8> {
+    let found = section.integer("block_size", 0..=u32::MAX);
+    let cidr = cidr?.value;
+    let (family, low, high, default) = match cidr {
+        IpNet::V4(_) => ("IPv4", 20, 32, defaults::BLOCK_SIZE_V4),
+        IpNet::V6(_) => ("IPv6", 116, 128, defaults::BLOCK_SIZE_V6),
+    };
+    // A pool smaller than a default block is one block.
+    let Some(Found { value, span }) = found else {
+        return Some(default.max(cidr.prefix_len()));
+    };
+    match u8::try_from(value) {
+        Ok(size) if (low..=high).contains(&size) => {
+            if size < cidr.prefix_len() {
+                let reason = format!("a /{size} block does not fit into the pool, {cidr}");
+                section.error("block_size", Some(span), reason);
+                return None;
+            }
+            Some(size)
+        }
+        _ => {
+            let reason = format!("{value} is out of range; {family} pools take {low} to {high}");
+            section.error("block_size", Some(span), reason);
+            None
+        }
+    }
+}
+
+/// Reads `ipam.claim` and gives every range to the pool it lies in.
+pub(super) fn read_claims(section: &mut Section<'_, '_, '_>, pools: &mut [Found<Pool>]) {
+    let ranges = section.list::<IpNet>("claim", PREFIX).unwrap_or_default();
+    let mut earlier: Vec<IpNet> = Vec::new();
+    for (index, Found { value, span }) in ranges.into_iter().enumerate() {
+        let problem = host_bits(value).or_else(|| {
+            let other = earlier.iter().find(|other| overlap(**other, value))?;
+            Some(format!(
+                "{value} overlaps {other}, which is claimed already"
+            ))
+        });
+        if let Some(reason) = problem {
+            section.error_at("claim", index, span, reason);
+            continue;
+        }
+        earlier.push(value);
+        let pool = pools
+            .iter_mut()
+            .find(|pool| pool.value.cidr.contains(&value));
+        let Some(pool) = pool else {
+            let reason = format!("{value} does not lie inside any pool");
+            section.error_at("claim", index, span, reason);
+            continue;
+        };
+        let Pool {
+            name, block_size, ..
+        } = &pool.value;
+        if value.prefix_len() > *block_size {
+            let reason = format!(
+                "{value} is smaller than a block of pool \"{name}\", which is a /{block_size}"
+            );
+            section.error_at("claim", index, span, reason);
+            continue;
+        }
+        pool.value.claim.push(value);
+    }
+}
+
+/// The node's own addresses must not be taken for those of workloads.
+pub(super) fn check_node(root: &Section<'_, '_, '_>, node: &Node, pools: &[Found<Pool>]) {
+    let addresses = [
+        ("node.address", node.address.map(IpAddr::from)),
+        ("node.address6", node.address6.map(IpAddr::from)),
+    ];
+    for (key, address) in addresses {
+        let Some(address) = address else { continue };
+        if let Some(pool) = pools.iter().find(|pool| pool.value.cidr.contains(&address)) {
+            let Pool { name, cidr, .. } = &pool.value;
+            let reason =
+                format!("{address} lies inside pool \"{name}\" ({cidr}); pools are for workloads");
+            root.error(key, Some(pool.span.clone()), reason);
+        }
+    }
+}
+
+fn host_bits(prefix: IpNet) -> Option<String> {
+    let whole = prefix.trunc();
+    (whole != prefix).then(|| format!("{prefix} has host bits set; did you mean {whole}?"))
+}
+
+fn overlap(a: IpNet, b: IpNet) -> bool {
+    a.contains(&b) || b.contains(&a)
+}
+
+/// Ranges that are not routed between hosts, or mean something else.
+fn special(prefix: IpNet) -> Option<String> {
+    let v4 = |a, b, c, d, length| {
+        IpNet::V4(Ipv4Net::new(Ipv4Addr::new(a, b, c, d), length).expect("a constant"))
+    };
+    let v6 = |text: &str| IpNet::V6(text.parse::<Ipv6Net>().expect("a constant"));
+    let ranges = [
+        (v4(0, 0, 0, 0, 8), "\"this network\""),
+        (v4(127, 0, 0, 0, 8), "loopback"),
+        (
+            v4(169, 254, 0, 0, 16),
+            "link-local, and holds the gateway of workloads",
+        ),
+        (v4(224, 0, 0, 0, 3), "multicast and reserved"),
+        (v6("::/16"), "unspecified, loopback and mapped addresses"),
+        (v6("fe80::/10"), "link-local"),
+        (v6("ff00::/8"), "multicast"),
+    ];
+    let (range, meaning) = ranges
+        .into_iter()
+        .find(|(range, _)| overlap(*range, prefix))?;
+    Some(format!("{prefix} cannot be a pool: {range} is {meaning}"))
+}
