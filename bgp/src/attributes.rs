@@ -1,6 +1,9 @@
 //! Path attributes as the RIB holds them: decoded, validated, comparable and shareable.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use crate::types::Asn;
 
@@ -52,6 +55,51 @@ impl Attributes {
             unknown: Vec::new(),
         }
     }
+
+    /// Whether a community is among them.
+    pub fn has_community(&self, community: u32) -> bool {
+        self.communities.contains(&community)
+    }
+}
+
+/// Communities with a meaning of their own.
+pub mod well_known {
+    /// RFC 8326.
+    pub const GRACEFUL_SHUTDOWN: u32 = 0xffff_0000;
+    /// RFC 9494.
+    pub const LLGR_STALE: u32 = 0xffff_0006;
+    /// RFC 9494.
+    pub const NO_LLGR: u32 = 0xffff_0007;
+    /// RFC 7999.
+    pub const BLACKHOLE: u32 = 0xffff_029a;
+    /// RFC 1997.
+    pub const NO_EXPORT: u32 = 0xffff_ff01;
+    /// RFC 1997.
+    pub const NO_ADVERTISE: u32 = 0xffff_ff02;
+    /// RFC 1997.
+    pub const NO_EXPORT_SUBCONFED: u32 = 0xffff_ff03;
+    /// RFC 3765.
+    pub const NO_PEER: u32 = 0xffff_ff04;
+}
+
+/// A community as people write it: `64512:100`, or its registered name.
+pub fn format_community(community: u32) -> String {
+    match community {
+        well_known::GRACEFUL_SHUTDOWN => "graceful-shutdown".into(),
+        well_known::LLGR_STALE => "llgr-stale".into(),
+        well_known::NO_LLGR => "no-llgr".into(),
+        well_known::BLACKHOLE => "blackhole".into(),
+        well_known::NO_EXPORT => "no-export".into(),
+        well_known::NO_ADVERTISE => "no-advertise".into(),
+        well_known::NO_EXPORT_SUBCONFED => "no-export-subconfed".into(),
+        well_known::NO_PEER => "no-peer".into(),
+        other => format!("{}:{}", other >> 16, other & 0xffff),
+    }
+}
+
+/// A large community as people write it (RFC 8092 §4.1): `64512:1:2`.
+pub fn format_large_community([global, first, second]: [u32; 3]) -> String {
+    format!("{global}:{first}:{second}")
 }
 
 /// RFC 4271 §5.1.1; the order is the one of preference.
@@ -60,6 +108,16 @@ pub enum Origin {
     Igp = 0,
     Egp = 1,
     Incomplete = 2,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Origin::Igp => "igp",
+            Origin::Egp => "egp",
+            Origin::Incomplete => "incomplete",
+        })
+    }
 }
 
 /// Where to send packets for the prefix.
@@ -87,9 +145,137 @@ pub struct Aggregator {
     pub address: Ipv4Addr,
 }
 
+impl fmt::Display for Aggregator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.asn, self.address)
+    }
+}
+
 /// An AS path: segments in order, leftmost (nearest) first. Empty for routes of our own AS.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct AsPath(pub Vec<Segment>);
+
+impl AsPath {
+    /// One sequence, nearest first.
+    pub fn sequence(asns: impl IntoIterator<Item = Asn>) -> Self {
+        let mut asns = asns.into_iter().peekable();
+        let mut segments = Vec::new();
+        while asns.peek().is_some() {
+            segments.push(Segment {
+                kind: SegmentKind::Sequence,
+                asns: asns.by_ref().take(255).collect(),
+            });
+        }
+        Self(segments)
+    }
+
+    /// A path without a single number: a route of our own AS.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What the decision process compares: a set counts as one (RFC 4271 §9.1.2.2 a),
+    /// confederation segments as nothing (RFC 5065 §5.3).
+    pub fn path_length(&self) -> usize {
+        self.0
+            .iter()
+            .map(|segment| match segment.kind {
+                SegmentKind::Sequence => segment.asns.len(),
+                SegmentKind::Set => 1,
+                SegmentKind::ConfedSequence | SegmentKind::ConfedSet => 0,
+            })
+            .sum()
+    }
+
+    /// Every number, sets and confederation segments included, as they stand on the wire.
+    pub fn asns(&self) -> impl Iterator<Item = Asn> + '_ {
+        self.0
+            .iter()
+            .flat_map(|segment| segment.asns.iter().copied())
+    }
+
+    /// Whether a number is anywhere in the path: the loop check (RFC 4271 §9.1.2).
+    pub fn contains(&self, asn: Asn) -> bool {
+        self.count(asn) > 0
+    }
+
+    /// How many times a number is in the path.
+    pub fn count(&self, asn: Asn) -> usize {
+        self.asns().filter(|other| *other == asn).count()
+    }
+
+    /// The AS that sent the route to us: the first number of a leading sequence.
+    pub fn neighbor(&self) -> Option<Asn> {
+        let segment = self.0.first()?;
+        match segment.kind {
+            SegmentKind::Sequence => segment.asns.first().copied(),
+            _ => None,
+        }
+    }
+
+    /// The AS that originated the route: the last number, when the path ends in a sequence
+    /// (a trailing set leaves the origin open; RFC 6811 §2).
+    pub fn origin(&self) -> Option<Asn> {
+        let segment = self.0.last()?;
+        match segment.kind {
+            SegmentKind::Sequence => segment.asns.last().copied(),
+            _ => None,
+        }
+    }
+
+    /// Puts a number `times` times in front (RFC 4271 §5.1.2 b). A full segment gets a new one
+    /// before it.
+    pub fn prepend(&mut self, asn: Asn, times: usize) {
+        for _ in 0..times {
+            match self.0.first_mut() {
+                Some(first) if first.kind == SegmentKind::Sequence && first.asns.len() < 255 => {
+                    first.asns.insert(0, asn);
+                }
+                _ => self.0.insert(
+                    0,
+                    Segment {
+                        kind: SegmentKind::Sequence,
+                        asns: vec![asn],
+                    },
+                ),
+            }
+        }
+    }
+
+    /// The path with a number in front.
+    pub fn prepended(&self, asn: Asn) -> Self {
+        let mut path = self.clone();
+        path.prepend(asn, 1);
+        path
+    }
+}
+
+/// As most speakers print it: `65001 65002 {1 2}`; confederation sequences in `()`, their sets in
+/// `[]`.
+impl fmt::Display for AsPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, segment) in self.0.iter().enumerate() {
+            if index > 0 {
+                f.write_str(" ")?;
+            }
+            let (open, close) = match segment.kind {
+                SegmentKind::Sequence => ("", ""),
+                SegmentKind::Set => ("{", "}"),
+                SegmentKind::ConfedSequence => ("(", ")"),
+                SegmentKind::ConfedSet => ("[", "]"),
+            };
+            f.write_str(open)?;
+            for (index, asn) in segment.asns.iter().enumerate() {
+                if index > 0 {
+                    f.write_str(" ")?;
+                }
+                write!(f, "{asn}")?;
+            }
+            f.write_str(close)?;
+        }
+        Ok(())
+    }
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Segment {

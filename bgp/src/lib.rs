@@ -21,3 +21,4 @@ pub mod policy;
 pub mod rib;
 pub mod speaker;
 pub mod types;
+pub mod wire;

@@ -105,11 +105,41 @@ pub enum NlriList {
     Ipv6(Vec<Nlri<Ipv6Net>>),
 }
 
+impl NlriList {
+    /// The family of the prefixes.
+    pub const fn family(&self) -> Family {
+        match self {
+            NlriList::Ipv4(_) => Family::Ipv4Unicast,
+            NlriList::Ipv6(_) => Family::Ipv6Unicast,
+        }
+    }
+
+    /// How many prefixes.
+    pub fn len(&self) -> usize {
+        match self {
+            NlriList::Ipv4(list) => list.len(),
+            NlriList::Ipv6(list) => list.len(),
+        }
+    }
+
+    /// Not a single prefix.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// A prefix with its ADD-PATH identifier, 0 where ADD-PATH was not negotiated (RFC 7911).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Nlri<P> {
     pub path_id: u32,
     pub prefix: P,
+}
+
+impl<P> From<P> for Nlri<P> {
+    /// Without ADD-PATH.
+    fn from(prefix: P) -> Self {
+        Self { path_id: 0, prefix }
+    }
 }
 
 /// A fault in an UPDATE that RFC 7606 lets the session survive.
@@ -166,6 +196,36 @@ pub struct Negotiated {
     pub max_message_size: u16,
     pub route_refresh: bool,
     pub enhanced_route_refresh: bool,
+}
+
+impl Open {
+    /// The Graceful Restart capability; of several the last one counts (RFC 4724 §3).
+    pub fn graceful_restart(&self) -> Option<&Capability> {
+        self.capabilities
+            .iter()
+            .rfind(|capability| matches!(capability, Capability::GracefulRestart { .. }))
+    }
+
+    /// Whether a capability without a value is present.
+    pub fn has(&self, capability: &Capability) -> bool {
+        self.capabilities.contains(capability)
+    }
+
+    /// Whether the sender carries a family. Without any multiprotocol capability it carries IPv4
+    /// unicast alone (RFC 4760 §8).
+    pub fn carries(&self, family: Family) -> bool {
+        let wanted = family.afi_safi();
+        let mut announced_any = false;
+        for capability in &self.capabilities {
+            if let Capability::MultiProtocol { afi, safi } = capability {
+                if (*afi, *safi) == wanted {
+                    return true;
+                }
+                announced_any = true;
+            }
+        }
+        !announced_any && family == Family::Ipv4Unicast
+    }
 }
 
 impl Default for Negotiated {

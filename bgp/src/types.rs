@@ -9,6 +9,11 @@ pub struct Asn(pub u32);
 impl Asn {
     /// Stands in the two-octet fields for a number that does not fit (RFC 6793 §4.2.2).
     pub const TRANS: Asn = Asn(23456);
+
+    /// As a two-octet field carries it: itself, or AS_TRANS (RFC 6793 §4.2.2).
+    pub fn two_octet(self) -> u16 {
+        u16::try_from(self.0).unwrap_or(23456)
+    }
 }
 
 impl fmt::Display for Asn {
