@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# isolated.sh COMMAND…: runs tests as the first process of fresh mount, network and pid namespaces
+# and fails when they leave a namespace, link, route, process or file behind.
+set -euo pipefail
+
+ip link set lo up
+mkdir -p /run/netns
+mount -t tmpfs -o mode=0755 tmpfs /run/netns
+export TMPDIR=/run/agentd-tests
+mkdir -p $TMPDIR
+mount -t tmpfs tmpfs $TMPDIR
+
+list() {
+    ip netns list | sed 's/^/namespace: /'
+    ip -brief link | awk '{ print "link: " $1 }'
+    { ip route show table all; ip -6 route show table all; } | sed 's/^/route: /'
+    # This shell, its children (the listing itself) and their parents are no leftovers.
+    ps -e -o pid=,ppid=,args= | awk -v self=$$ '$1 != self && $2 != self && !/ps -e -o|isolated.sh/ { print "process: " $0 }'
+    find $TMPDIR -mindepth 1 -maxdepth 1 | sed 's/^/file: /'
+}
+
+before=$(list)
+status=0
+"$@" || status=$?
+# The reaper of a lab whose owner was killed needs a moment.
+for _ in $(seq 50); do
+    after=$(list)
+    [ "$after" != "$before" ] || exit $status
+    sleep 0.1
+done
+echo "error: the tests left something behind (< before, > after):" >&2
+diff <(echo "$before") <(echo "$after") >&2 || true
+exit 1

@@ -1,0 +1,161 @@
+//! Configuration files of agents and of BIRD for the lab.
+
+use std::fmt::Write as _;
+
+/// What an agent of the lab is configured with. Text of this is made for every start, so a test
+/// may change it between two starts.
+#[derive(Clone, Debug)]
+pub struct AgentConfig {
+    pub name: String,
+    pub address: String,
+    pub address6: Option<String>,
+    pub asn: u32,
+    pub pools: Vec<Pool>,
+    /// Ranges the node claims its blocks from.
+    pub claim: Vec<String>,
+    pub cooldown: String,
+    pub peers: Vec<Peer>,
+    /// Further lines of the `[bgp]` table.
+    pub bgp: String,
+    /// Text after everything else: further tables.
+    pub extra: String,
+}
+
+#[derive(Clone, Debug)]
+pub struct Pool {
+    pub name: String,
+    pub cidr: String,
+    pub block_size: u8,
+}
+
+#[derive(Clone, Debug)]
+pub struct Peer {
+    pub name: String,
+    pub address: String,
+    pub asn: u32,
+    /// Further lines of this `[[bgp.peer]]` table.
+    pub extra: String,
+}
+
+impl Peer {
+    pub fn new(name: &str, address: &str, asn: u32) -> Self {
+        Self {
+            name: name.into(),
+            address: address.into(),
+            asn,
+            extra: String::new(),
+        }
+    }
+}
+
+impl Pool {
+    pub fn new(name: &str, cidr: &str, block_size: u8) -> Self {
+        Self {
+            name: name.into(),
+            cidr: cidr.into(),
+            block_size,
+        }
+    }
+}
+
+impl AgentConfig {
+    /// The configuration file; `directory` holds the state and the socket.
+    pub fn toml(&self, directory: &std::path::Path) -> String {
+        let mut text = String::new();
+        let _ = self.write(&mut text, directory);
+        text
+    }
+
+    fn write(&self, text: &mut String, directory: &std::path::Path) -> std::fmt::Result {
+        writeln!(text, "[node]\nname = {:?}", self.name)?;
+        writeln!(text, "address = {:?}", self.address)?;
+        if let Some(address6) = &self.address6 {
+            writeln!(text, "address6 = {address6:?}")?;
+        }
+        writeln!(text, "state_dir = {:?}", directory.join("state"))?;
+        writeln!(
+            text,
+            "\n[api]\nsocket = {:?}",
+            directory.join("agentd.sock")
+        )?;
+        for pool in &self.pools {
+            writeln!(
+                text,
+                "\n[[pool]]\nname = {:?}\ncidr = {:?}\nblock_size = {}",
+                pool.name, pool.cidr, pool.block_size
+            )?;
+        }
+        writeln!(
+            text,
+            "\n[ipam]\nstore = \"local\"\nclaim = {:?}\ncooldown = {:?}",
+            self.claim, self.cooldown
+        )?;
+        writeln!(text, "\n[bgp]\nasn = {}\n{}", self.asn, self.bgp)?;
+        for peer in &self.peers {
+            writeln!(
+                text,
+                "\n[[bgp.peer]]\nname = {:?}\naddress = {:?}\nasn = {}\n{}",
+                peer.name, peer.address, peer.asn, peer.extra
+            )?;
+        }
+        writeln!(text, "\n{}", self.extra)
+    }
+}
+
+/// One neighbour of a BIRD.
+#[derive(Clone, Debug)]
+pub struct BirdPeer {
+    /// The protocol's name in BIRD.
+    pub name: String,
+    pub address: String,
+    pub asn: u32,
+    /// Further lines of the protocol, such as `rr client;` or `password "…";`.
+    pub extra: String,
+    /// Lines inside both channels, such as `next hop self;`.
+    pub channel: String,
+}
+
+/// What a BIRD of the lab is configured with.
+#[derive(Clone, Debug)]
+pub struct BirdConfig {
+    pub router_id: String,
+    pub address: String,
+    pub asn: u32,
+    pub peers: Vec<BirdPeer>,
+    /// Whole protocols, such as `protocol static { … }`.
+    pub extra: String,
+}
+
+impl BirdConfig {
+    /// The configuration file. Timers are short: BIRD's own defaults wait for a minute after an
+    /// error. Next hops are resolved on the link, so the table holds what BGP brought and no more.
+    pub fn text(&self) -> String {
+        let mut text = format!(
+            "router id {};\nlog stderr all;\nprotocol device {{ }}\n{}\n",
+            self.router_id, self.extra
+        );
+        for peer in &self.peers {
+            // Next hops of an internal peer would be looked up in a table; these are neighbours.
+            let gateway = if peer.asn == self.asn {
+                "gateway direct; "
+            } else {
+                ""
+            };
+            let _ = write!(
+                text,
+                "protocol bgp {} {{\n  local {} as {};\n  neighbor {} as {};\n  hold time 9; \
+                 keepalive time 3;\n  connect delay time 1; connect retry time 2; error wait time \
+                 1, 5;\n  {}\n  ipv4 {{ import all; export all; {gateway}{channel} }};\n  ipv6 {{ import \
+                 all; export all; {gateway}{channel} }};\n}}\n",
+                peer.name,
+                self.address,
+                self.asn,
+                peer.address,
+                peer.asn,
+                peer.extra,
+                channel = peer.channel,
+            );
+        }
+        text
+    }
+}
