@@ -3,5 +3,7 @@
 pub mod api;
 pub mod config;
 pub mod ctl;
+pub mod ipam;
 pub mod node;
+pub mod store;
 pub mod telemetry;

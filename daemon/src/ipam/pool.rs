@@ -1,0 +1,289 @@
+//! One pool: the blocks this node holds of it, and the ones it may still claim.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::SystemTime,
+};
+
+use ipnet::IpNet;
+
+use super::{address, block::Block};
+use crate::{config, node::view::BlockState};
+
+#[derive(Clone, Debug)]
+pub(super) struct Pool {
+    pub(super) name: String,
+    pub(super) cidr: IpNet,
+    pub(super) block_size: u8,
+    pub(super) disabled: bool,
+    /// Not in the configuration any more: exists only for what workloads still use.
+    pub(super) retired: bool,
+    pub(super) reserved: Vec<IpNet>,
+    claim: Vec<ClaimRange>,
+    /// By first address.
+    blocks: BTreeMap<u128, Block>,
+    /// Blocks with a free address that are not being given back, oldest first: `(order, base)`.
+    with_free: BTreeSet<(u64, u128)>,
+    next_order: u64,
+    pub(super) totals: Totals,
+}
+
+/// Sums over the blocks of a pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Totals {
+    pub(super) addresses: u64,
+    pub(super) used: u64,
+    pub(super) cooling: u64,
+    pub(super) reserved: u64,
+    /// In blocks that are not being given back.
+    pub(super) free: u64,
+}
+
+#[derive(Clone, Debug)]
+struct ClaimRange {
+    cidr: IpNet,
+    /// Every block of the range below this address is held or has nothing to give.
+    hint: u128,
+}
+
+impl Pool {
+    pub(super) fn new(config: &config::Pool) -> Self {
+        let claim = config.claim.iter().map(|cidr| ClaimRange {
+            cidr: *cidr,
+            hint: address::bounds(cidr).0,
+        });
+        Pool {
+            name: config.name.clone(),
+            cidr: config.cidr,
+            block_size: config.block_size,
+            disabled: config.disabled,
+            retired: false,
+            reserved: config.reserved.clone(),
+            claim: claim.collect(),
+            blocks: BTreeMap::new(),
+            with_free: BTreeSet::new(),
+            next_order: 0,
+            totals: Totals::default(),
+        }
+    }
+
+    /// A pool that the configuration does not have any more.
+    pub(super) fn retired(name: &str, cidr: IpNet) -> Self {
+        Pool {
+            retired: true,
+            disabled: true,
+            ..Pool::new(&config::Pool {
+                name: name.to_owned(),
+                cidr,
+                block_size: cidr.prefix_len(),
+                disabled: true,
+                reserved: Vec::new(),
+                claim: Vec::new(),
+            })
+        }
+    }
+
+    pub(super) fn claim(&self) -> Vec<IpNet> {
+        self.claim.iter().map(|range| range.cidr).collect()
+    }
+
+    pub(super) fn blocks(&self) -> impl Iterator<Item = &Block> {
+        self.blocks.values()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// How many blocks are not being given back.
+    pub(super) fn staying(&self) -> usize {
+        let leaving = |block: &&Block| block.state == BlockState::Releasing;
+        self.blocks.len() - self.blocks().filter(leaving).count()
+    }
+
+    /// The first address of every block.
+    pub(super) fn bases(&self) -> Vec<u128> {
+        self.blocks.keys().copied().collect()
+    }
+
+    pub(super) fn block(&self, base: u128) -> Option<&Block> {
+        self.blocks.get(&base)
+    }
+
+    /// The held block that has this address.
+    pub(super) fn block_of(&self, address: IpAddr) -> Option<&Block> {
+        let number = address::to_number(address);
+        let (_, block) = self.blocks.range(..=number).next_back()?;
+        block.cidr.contains(&address).then_some(block)
+    }
+
+    /// The block this address is or would be in.
+    pub(super) fn block_cidr_of(&self, address: IpAddr) -> IpNet {
+        match self.block_of(address) {
+            Some(block) => block.cidr,
+            None => self.block_at(address::to_number(address)),
+        }
+    }
+
+    fn block_at(&self, number: u128) -> IpNet {
+        address::prefix(number, self.block_size, &self.cidr).trunc()
+    }
+
+    /// The oldest block with a free address.
+    pub(super) fn oldest_with_free(&self) -> Option<u128> {
+        self.with_free.first().map(|(_, base)| *base)
+    }
+
+    /// Changes a block, and keeps the sums and the order of blocks true.
+    pub(super) fn change<T>(&mut self, base: u128, change: impl FnOnce(&mut Block) -> T) -> T {
+        let block = self
+            .blocks
+            .get_mut(&base)
+            .expect("blocks are named by those who hold them");
+        self.totals.remove(block);
+        let result = change(block);
+        self.totals.add(block);
+        let entry = (block.order, base);
+        if block.free() > 0 && block.state != BlockState::Releasing {
+            self.with_free.insert(entry);
+        } else {
+            self.with_free.remove(&entry);
+        }
+        result
+    }
+
+    /// Holds a block from now on. `None`: it overlaps one that is held.
+    pub(super) fn insert(&mut self, cidr: IpNet, claimed_at: SystemTime) -> Option<u128> {
+        if self.overlaps_held(&cidr) {
+            return None;
+        }
+        let block = Block::new(cidr, self.next_order, claimed_at, &self.reserved);
+        self.next_order += 1;
+        let base = block.base();
+        self.totals.add(&block);
+        self.blocks.insert(base, block);
+        self.change(base, |_| ());
+        Some(base)
+    }
+
+    /// Holds it no longer. Nobody may use any address of it.
+    pub(super) fn remove(&mut self, base: u128) {
+        let Some(block) = self.blocks.remove(&base) else {
+            return;
+        };
+        self.totals.remove(&block);
+        self.with_free.remove(&(block.order, base));
+        for range in &mut self.claim {
+            if range.cidr.contains(&block.cidr) {
+                range.hint = range.hint.min(base);
+            }
+        }
+    }
+
+    fn overlaps_held(&self, cidr: &IpNet) -> bool {
+        let (first, last) = address::bounds(cidr);
+        let below = self.blocks.range(..=last).next_back();
+        below.is_some_and(|(_, block)| address::bounds(&block.cidr).1 >= first)
+    }
+
+    /// Whether this node may claim that block.
+    pub(super) fn may_claim(&self, cidr: &IpNet) -> bool {
+        !self.disabled && self.claim.iter().any(|range| range.cidr.contains(cidr))
+    }
+
+    /// Whether an address can come from here at all: a block is held, or may be claimed.
+    pub(super) fn is_open(&self) -> bool {
+        let nothing = self.claim.is_empty() && self.blocks.is_empty();
+        !self.disabled && !nothing
+    }
+
+    /// The next block to claim. Costs what lies between the last one and it: each block that is
+    /// held or has nothing to give is looked at once.
+    pub(super) fn next_claimable(&mut self) -> Option<IpNet> {
+        if self.disabled {
+            return None;
+        }
+        for index in 0..self.claim.len() {
+            let range = &self.claim[index];
+            let (_, last) = address::bounds(&range.cidr);
+            let mut at = range.hint;
+            while at <= last {
+                let candidate = self.block_at(at);
+                let skip = self.skip(&candidate);
+                let Some(next) = skip else {
+                    self.claim[index].hint = at;
+                    return Some(candidate);
+                };
+                // The end of the address space: nothing follows.
+                let Some(next) = next.checked_add(1) else {
+                    break;
+                };
+                at = next;
+            }
+            self.claim[index].hint = at.min(last.saturating_add(1));
+        }
+        None
+    }
+
+    /// The last address of what makes this block unclaimable; `None` when it can be claimed.
+    fn skip(&self, candidate: &IpNet) -> Option<u128> {
+        let (first, last) = address::bounds(candidate);
+        let below = self.blocks.range(..=last).next_back();
+        if let Some((_, held)) = below {
+            let (_, held_last) = address::bounds(&held.cidr);
+            if held_last >= first {
+                return Some(held_last.max(last));
+            }
+        }
+        // One reserved prefix may cover more blocks than could ever be counted: jump over it.
+        if let Some(reserved) = self.reserved.iter().find(|range| range.contains(candidate)) {
+            return Some(address::bounds(reserved).1);
+        }
+        let inside = self
+            .reserved
+            .iter()
+            .filter(|range| candidate.contains(*range));
+        let covered: u128 = inside.map(address::count).sum();
+        (covered >= address::count(candidate)).then_some(last)
+    }
+
+    /// How many blocks the claim ranges have.
+    pub(super) fn claimable(&self) -> u128 {
+        let blocks = self.claim.iter().map(|range| {
+            let bits = self.block_size.saturating_sub(range.cidr.prefix_len());
+            1u128.checked_shl(u32::from(bits)).unwrap_or(u128::MAX)
+        });
+        blocks.fold(0, u128::saturating_add)
+    }
+
+    /// Addresses of a block as the configuration has it.
+    pub(super) fn addresses_per_block(&self) -> u64 {
+        1 << (self.cidr.max_prefix_len() - self.block_size)
+    }
+}
+
+impl Totals {
+    fn add(&mut self, block: &Block) {
+        self.addresses += u64::from(block.size());
+        self.used += u64::from(block.used);
+        self.cooling += u64::from(block.cooling);
+        self.reserved += u64::from(block.reserved);
+        self.free += Totals::free_of(block);
+    }
+
+    fn remove(&mut self, block: &Block) {
+        self.addresses -= u64::from(block.size());
+        self.used -= u64::from(block.used);
+        self.cooling -= u64::from(block.cooling);
+        self.reserved -= u64::from(block.reserved);
+        self.free -= Totals::free_of(block);
+    }
+
+    fn free_of(block: &Block) -> u64 {
+        match block.state {
+            BlockState::Releasing => 0,
+            BlockState::Claimed | BlockState::Active => u64::from(block.free()),
+        }
+    }
+}

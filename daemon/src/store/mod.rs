@@ -1,0 +1,3 @@
+//! The agent's durable state.
+
+pub mod record;
