@@ -113,3 +113,8 @@ pub fn block(view: &BlockView) -> v1::Block {
         claimed_at: Some(timestamp(view.claimed_at)),
     }
 }
+
+/// A length as the messages carry it.
+pub fn count(length: usize) -> u64 {
+    u64::try_from(length).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,83 @@
+//! What the API needs of the BGP speaker and the dataplane: questions only.
+//!
+//! A trait, so that the services can be tested without sockets and kernels.
+
+use std::net::IpAddr;
+
+use bgp::speaker::status::{PeerStatus, RoutePage, RouteQuery};
+use dataplane::reconcile::{KernelRoute, Lookup, NextHopView, Status};
+use ipnet::IpNet;
+
+use crate::node::Error;
+
+#[tonic::async_trait]
+pub trait Network: Send + Sync + 'static {
+    /// In the order of configuration.
+    async fn peers(&self) -> Vec<PeerStatus>;
+    async fn routes(&self, query: RouteQuery) -> RoutePage;
+    async fn dataplane(&self) -> Result<Status, Error>;
+    async fn kernel_routes(
+        &self,
+        within: Option<IpNet>,
+        after: Option<IpNet>,
+        limit: usize,
+    ) -> Result<Vec<KernelRoute>, Error>;
+    async fn lookup(&self, address: IpAddr) -> Result<Lookup, Error>;
+    async fn next_hops(&self) -> Result<Vec<NextHopView>, Error>;
+}
+
+/// The speaker and the dataplane of this process.
+#[derive(Clone, Debug)]
+pub struct Live {
+    /// `None`: the configuration has no `[bgp]`.
+    pub bgp: Option<bgp::driver::Handle>,
+    pub dataplane: dataplane::runtime::Handle,
+}
+
+fn unavailable(error: dataplane::runtime::Stopped) -> Error {
+    Error::Unavailable {
+        part: "dataplane",
+        text: error.to_string(),
+    }
+}
+
+#[tonic::async_trait]
+impl Network for Live {
+    async fn peers(&self) -> Vec<PeerStatus> {
+        match &self.bgp {
+            Some(bgp) => bgp.peers().await,
+            None => Vec::new(),
+        }
+    }
+
+    async fn routes(&self, query: RouteQuery) -> RoutePage {
+        match &self.bgp {
+            Some(bgp) => bgp.routes(query).await,
+            None => RoutePage::default(),
+        }
+    }
+
+    async fn dataplane(&self) -> Result<Status, Error> {
+        self.dataplane.status().await.map_err(unavailable)
+    }
+
+    async fn kernel_routes(
+        &self,
+        within: Option<IpNet>,
+        after: Option<IpNet>,
+        limit: usize,
+    ) -> Result<Vec<KernelRoute>, Error> {
+        self.dataplane
+            .routes(within, after, limit)
+            .await
+            .map_err(unavailable)
+    }
+
+    async fn lookup(&self, address: IpAddr) -> Result<Lookup, Error> {
+        self.dataplane.lookup(address).await.map_err(unavailable)
+    }
+
+    async fn next_hops(&self) -> Result<Vec<NextHopView>, Error> {
+        self.dataplane.next_hops().await.map_err(unavailable)
+    }
+}

@@ -1,0 +1,198 @@
+//! How others talk to the node's task: a bounded queue of requests, each with its own reply.
+//!
+//! A caller that goes away changes nothing: its request is carried out all the same, and the answer
+//! is dropped.
+
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    Error, WaitFor, WorkloadId, WorkloadSpec,
+    view::{AddressView, BlockView, NodeStatus, PoolView, WatchEvent, WorkloadView},
+};
+
+/// Requests that may wait for the node's task; more are refused with [`Error::Busy`].
+pub const REQUEST_QUEUE: usize = 1024;
+/// Adds and deletes that may be on their way at once; more are refused with [`Error::Busy`].
+pub const IN_FLIGHT: usize = 4096;
+/// Changes a watcher may fall behind by before it is ended.
+pub const WATCH_QUEUE: usize = 1024;
+
+/// The answer to an add.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Added {
+    pub workload: WorkloadView,
+    /// False when the call repeated an earlier one.
+    pub created: bool,
+}
+
+type Reply<T> = oneshot::Sender<T>;
+
+/// What the node's task is asked.
+#[derive(Debug)]
+pub enum Request {
+    Add {
+        id: WorkloadId,
+        spec: Box<WorkloadSpec>,
+        wait: WaitFor,
+        reply: Reply<Result<Added, Error>>,
+    },
+    Delete {
+        id: WorkloadId,
+        /// `None`: whatever its generation is.
+        generation: Option<u64>,
+        reply: Reply<Result<bool, Error>>,
+    },
+    Get(WorkloadId, Reply<Option<WorkloadView>>),
+    List(Reply<Vec<WorkloadView>>),
+    Watch(Reply<Watch>),
+    Pools(Reply<Vec<PoolView>>),
+    Blocks(Reply<Vec<BlockView>>),
+    Address(IpAddr, Reply<AddressView>),
+    Status(Reply<NodeStatus>),
+}
+
+/// The set of workloads at one moment, and every change after it.
+#[derive(Debug)]
+pub struct Watch {
+    pub snapshot: Vec<WorkloadView>,
+    /// Of the last change that is in the snapshot.
+    pub cursor: u64,
+    pub changes: mpsc::Receiver<Arc<WatchEvent>>,
+    /// Set before `changes` ends when it ends because the watcher was too slow.
+    pub overflowed: Arc<AtomicBool>,
+}
+
+/// The node's end of a watch.
+#[derive(Debug)]
+pub struct Watcher {
+    changes: mpsc::Sender<Arc<WatchEvent>>,
+    overflowed: Arc<AtomicBool>,
+}
+
+impl Watcher {
+    pub fn new(snapshot: Vec<WorkloadView>, cursor: u64) -> (Watcher, Watch) {
+        let (sender, changes) = mpsc::channel(WATCH_QUEUE);
+        let overflowed = Arc::new(AtomicBool::new(false));
+        let watcher = Watcher {
+            changes: sender,
+            overflowed: overflowed.clone(),
+        };
+        let watch = Watch {
+            snapshot,
+            cursor,
+            changes,
+            overflowed,
+        };
+        (watcher, watch)
+    }
+
+    /// False when the watcher is gone or was too slow, and is to be forgotten.
+    pub fn send(&self, event: &Arc<WatchEvent>) -> bool {
+        match self.changes.try_send(event.clone()) {
+            Ok(()) => true,
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                self.overflowed.store(true, Ordering::Release);
+                false
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => false,
+        }
+    }
+
+    /// The other end is gone.
+    pub fn is_closed(&self) -> bool {
+        self.changes.is_closed()
+    }
+}
+
+/// Asks the node's task. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct NodeHandle {
+    requests: mpsc::Sender<Request>,
+}
+
+impl NodeHandle {
+    /// The handle, and the queue that the node's task reads.
+    pub fn new() -> (Self, mpsc::Receiver<Request>) {
+        let (requests, queue) = mpsc::channel(REQUEST_QUEUE);
+        (Self { requests }, queue)
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.requests
+            .try_send(request(reply))
+            .map_err(|error| match error {
+                mpsc::error::TrySendError::Full(_) => Error::Busy {
+                    limit: REQUEST_QUEUE,
+                },
+                mpsc::error::TrySendError::Closed(_) => Error::Stopping,
+            })?;
+        answer.await.map_err(|_| Error::Stopping)
+    }
+
+    pub async fn add(
+        &self,
+        id: WorkloadId,
+        spec: WorkloadSpec,
+        wait: WaitFor,
+    ) -> Result<Added, Error> {
+        self.ask(|reply| Request::Add {
+            id,
+            spec: Box::new(spec),
+            wait,
+            reply,
+        })
+        .await?
+    }
+
+    /// Whether there was something to delete.
+    pub async fn delete(&self, id: WorkloadId, generation: Option<u64>) -> Result<bool, Error> {
+        self.ask(|reply| Request::Delete {
+            id,
+            generation,
+            reply,
+        })
+        .await?
+    }
+
+    pub async fn get(&self, id: WorkloadId) -> Result<WorkloadView, Error> {
+        self.ask(|reply| Request::Get(id.clone(), reply))
+            .await?
+            .ok_or(Error::WorkloadNotFound(id))
+    }
+
+    /// In order of id.
+    pub async fn list(&self) -> Result<Vec<WorkloadView>, Error> {
+        self.ask(Request::List).await
+    }
+
+    pub async fn watch(&self) -> Result<Watch, Error> {
+        self.ask(Request::Watch).await
+    }
+
+    /// In the order of the configuration.
+    pub async fn pools(&self) -> Result<Vec<PoolView>, Error> {
+        self.ask(Request::Pools).await
+    }
+
+    /// In address order.
+    pub async fn blocks(&self) -> Result<Vec<BlockView>, Error> {
+        self.ask(Request::Blocks).await
+    }
+
+    pub async fn address(&self, address: IpAddr) -> Result<AddressView, Error> {
+        self.ask(|reply| Request::Address(address, reply)).await
+    }
+
+    pub async fn status(&self) -> Result<NodeStatus, Error> {
+        self.ask(Request::Status).await
+    }
+}
