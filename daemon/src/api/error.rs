@@ -52,11 +52,11 @@ fn mapped(error: &Error) -> Mapped {
             metadata: vec![("address", address.to_string()), ("workload", by.clone())],
             retry: None,
         },
-        Error::AddressCooling { address, seconds } => Mapped {
+        Error::AddressCooling { address, retry, .. } => Mapped {
             code: Code::AlreadyExists,
             reason: "ADDRESS_COOLING",
             metadata: vec![("address", address.to_string())],
-            retry: Some(Duration::from_secs(*seconds)),
+            retry: Some(*retry),
         },
         Error::AddressUnavailable { address, .. } => with(
             Code::InvalidArgument,

@@ -36,7 +36,12 @@ pub fn find(name: &NamespaceName) -> Result<Netns, Error> {
     };
     // Asked before opening: opening a FIFO or a device could block or do something.
     let kind = statfs(&path).map_err(|errno| not_found(errno.into()))?;
-    let no_namespace = || Error::invalid(field, format!("names {name}, which is no network namespace"));
+    let no_namespace = || {
+        Error::invalid(
+            field,
+            format!("names {name}, which is no network namespace"),
+        )
+    };
     if kind.filesystem_type().0 as i64 != NSFS_MAGIC {
         return Err(no_namespace());
     }

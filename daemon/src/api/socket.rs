@@ -20,9 +20,13 @@ const GROUP: &str = "agentd";
 
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    #[error("[api] socket = {path:?}: another agentd answers there; stop it first, or choose another path")]
+    #[error(
+        "[api] socket = {path:?}: another agentd answers there; stop it first, or choose another path"
+    )]
     InUse { path: PathBuf },
-    #[error("[api] socket = {path:?}: something that is no socket stands there; move it away, or choose another path")]
+    #[error(
+        "[api] socket = {path:?}: something that is no socket stands there; move it away, or choose another path"
+    )]
     NoSocket { path: PathBuf },
     #[error("[api] socket = {path:?}: {what}: {source}")]
     Io {

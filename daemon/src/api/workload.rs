@@ -23,7 +23,10 @@ type WatchStream =
     Pin<Box<dyn Stream<Item = Result<v1::WatchWorkloadsResponse, Status>> + Send + 'static>>;
 
 impl Workloads {
-    async fn add(&self, request: Request<v1::AddWorkloadRequest>) -> Result<v1::AddWorkloadResponse, Error> {
+    async fn add(
+        &self,
+        request: Request<v1::AddWorkloadRequest>,
+    ) -> Result<v1::AddWorkloadResponse, Error> {
         let deadline = deadline(request.metadata());
         let parsed = parse::add(request.into_inner())?;
         let name = parsed.namespace.clone();
@@ -58,7 +61,10 @@ impl Workloads {
         })
     }
 
-    async fn delete(&self, request: v1::DeleteWorkloadRequest) -> Result<v1::DeleteWorkloadResponse, Error> {
+    async fn delete(
+        &self,
+        request: v1::DeleteWorkloadRequest,
+    ) -> Result<v1::DeleteWorkloadResponse, Error> {
         let id = parse::workload_id(&request.id)?;
         let generation = (request.generation != 0).then_some(request.generation);
         let deleted = self.0.node.delete(id, generation).await?;
@@ -193,9 +199,10 @@ fn watch_stream(
             let mut changes = state?;
             match changes.recv().await {
                 Some(event) => Some((Ok(render::watch_event(&event)), Some(changes))),
-                None if overflowed.load(Ordering::Acquire) => {
-                    Some((Err(status(&Error::WatcherBehind { limit: WATCH_QUEUE })), None))
-                }
+                None if overflowed.load(Ordering::Acquire) => Some((
+                    Err(status(&Error::WatcherBehind { limit: WATCH_QUEUE })),
+                    None,
+                )),
                 None => Some((Err(status(&Error::Stopping)), None)),
             }
         }

@@ -1,7 +1,7 @@
 //! Why a command was refused or failed. `api::error` maps each to its gRPC status; nothing else
 //! does.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
 
@@ -19,11 +19,16 @@ pub enum Error {
     OtherSpec { id: WorkloadId, field: String },
     #[error("address {address} is in use by workload {by}")]
     AddressInUse { address: IpAddr, by: String },
-    #[error("address {address} is cooling down after its last use; free again in {seconds} s")]
-    AddressCooling { address: IpAddr, seconds: u64 },
-    #[error("address {address} cannot be assigned: {text}")]
+    /// Somebody else had it a moment ago.
+    #[error("{text}")]
+    AddressCooling {
+        address: IpAddr,
+        text: String,
+        retry: Duration,
+    },
+    #[error("{text}")]
     AddressUnavailable { address: IpAddr, text: String },
-    #[error("there is no pool {name:?}; configured are: {configured}")]
+    #[error("there is no pool \"{name}\"; configured are: {configured}")]
     PoolNotFound { name: String, configured: String },
     #[error("pool {name:?} is disabled; workloads keep their addresses, new ones get none")]
     PoolDisabled { name: String },
@@ -45,7 +50,8 @@ pub enum Error {
     Permission(String),
     #[error("the kernel refused: {0}")]
     Kernel(String),
-    #[error("block {block} is not ready: {text}")]
+    /// The text names the block.
+    #[error("{text}")]
     BlockNotReady { block: IpNet, text: String },
     #[error("the state could not be stored: {0}")]
     Store(String),

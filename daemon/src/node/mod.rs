@@ -1,11 +1,78 @@
 //! The node core: which workloads and blocks there are, and what each still waits for.
+//!
+//! [`Node`] does no IO and reads no clock. It takes commands, and what became of its outputs
+//! (records persisted, objects programmed, blocks originated), and yields records to persist,
+//! desired objects, originations, replies and watch events. One task owns it (`runtime`); many
+//! adds and deletes are on their way through it at once, so that they share commits of the store
+//! and batches of the kernel.
+//!
+//! # A workload
+//!
+//! ```text
+//!            allocate      durable           read back, blocks active
+//!   (none) ─────────► Recording ─────► Programming ─────► Standing ◄── recovered
+//!                        │   │            │   │              │
+//!     answered:          │   │ delete     │   │ delete       │ delete
+//!     not durable        │   └────────┐   │   └─────┐        │
+//!       (none) ◄─────────┘            │   │ refused │        │
+//!                                     ▼   ▼         ▼        ▼
+//!       (none) ◄─ Erasing ◄─ Retracting   └──────► Releasing ─► Removing ─► (none)
+//!        record deleted   gone from            record deleted   gone from
+//!                         the kernel                            the kernel
+//! ```
+//!
+//! * An add is answered when its workload stands, or when nothing of it is left. A workload that
+//!   stood once is kept whatever the kernel says; its failure is shown and tried again.
+//! * A failed add frees its addresses without cool-down: the workload never spoke, and a caller
+//!   that tries again every second must not use up the pool. A delete frees them with cool-down.
+//! * A delete is durable before anything is taken from the kernel: when the store refuses,
+//!   everything stays as it was. After a crash in between, what the kernel still has is stale and
+//!   swept.
+//! * An add that meets a workload on its way out waits until it is gone, and starts then.
+//!
+//! # A block
+//!
+//! ```text
+//!   claim ─► record durable ─► blackhole read back ─► originated: active
+//!   give back: withdrawn ─► blackhole removed ─► record deleted
+//! ```
+//!
+//! A block of one address has no blackhole. The first workloads of a block wait until it is active.
 
+mod blocks;
+mod commands;
 pub mod error;
+pub mod handle;
+mod show;
 pub mod spec;
+#[cfg(test)]
+mod tests;
 pub mod view;
+mod workloads;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use bgp::rib::RouteChange;
+use dataplane::desired::{Detail, Event, Failure, LearnedRoute, Object, ObjectId, Source};
+use ipnet::IpNet;
 
 pub use error::Error;
 pub use spec::{WorkloadId, WorkloadSpec};
+
+use crate::{
+    config,
+    ipam::{Allocation, Ipam, Notice, Now, Release},
+    store::record::{Record, Recovered},
+};
+use handle::Added;
+use view::{AssignedAddress, WatchEvent};
+
+/// Until the store is asked again to delete a record.
+const RETRY: Duration = Duration::from_secs(2);
 
 /// How far an add is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,4 +81,397 @@ pub enum WaitFor {
     Programmed,
     /// Besides, a peer has the blocks.
     Advertised,
+}
+
+/// Somebody who waits for an answer. Never used again within a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Caller(pub u64);
+
+/// Records on their way to the store. Never used again within a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Token(pub u64);
+
+/// The answer to a caller. Each caller gets exactly one, unless it is forgotten.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    Added(Result<Added, Error>),
+    /// Whether there was something to delete.
+    Deleted(Result<bool, Error>),
+}
+
+/// What the caller of the core has to do, in this order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Output {
+    /// Make these durable, together; answer with [`Node::handle_persisted`]. In order.
+    Persist { token: Token, records: Vec<Record> },
+    /// Hand these to the dataplane. In order with `Remove` and `Synced`.
+    Set(Vec<Object>),
+    Remove(Vec<ObjectId>),
+    Synced(Source),
+    /// Tell the speaker; answer with [`Node::handle_originated`].
+    Originate(IpNet),
+    /// Tell the speaker; answer with [`Node::handle_withdrawn`].
+    Withdraw(IpNet),
+    /// Once: the blocks of the earlier run are originated.
+    OriginationsSynced,
+    Reply { caller: Caller, reply: Reply },
+    /// Tell every watcher.
+    Publish(Arc<WatchEvent>),
+}
+
+/// Who waits for an add, and for what.
+#[derive(Clone, Copy, Debug)]
+struct Adder {
+    caller: Caller,
+    wait: WaitFor,
+    /// Its call made the workload.
+    created: bool,
+}
+
+/// An add that waits for the workload of the same id to be gone.
+#[derive(Clone, Debug)]
+struct Queued {
+    caller: Caller,
+    spec: Box<WorkloadSpec>,
+    wait: WaitFor,
+}
+
+#[derive(Clone, Debug)]
+enum Phase {
+    /// Its record is on its way to the store.
+    Recording { allocation: Allocation },
+    /// Durable, and wanted in the kernel. A failure undoes it.
+    Programming { allocation: Allocation },
+    /// It stood once, or comes from an earlier run. Kept until it is deleted.
+    Standing,
+    /// A failed add is being taken from the kernel.
+    Retracting { allocation: Allocation, error: Error },
+    /// The record of a failed add is being deleted.
+    Erasing { allocation: Allocation, error: Error },
+    /// The deletion of its record is on its way to the store.
+    Releasing {
+        release: Release,
+        /// Whether there is a record; `None`: that is on its way, too.
+        recorded: Option<bool>,
+        /// It was handed to the dataplane.
+        wanted: bool,
+    },
+    /// It is being taken from the kernel.
+    Removing,
+}
+
+#[derive(Clone, Debug)]
+struct Workload {
+    generation: u64,
+    spec: Arc<WorkloadSpec>,
+    addresses: Vec<AssignedAddress>,
+    created_at: SystemTime,
+    phase: Phase,
+    /// As last read back; `None` before.
+    detail: Option<Detail>,
+    /// The kernel refuses it at present.
+    failure: Option<Failure>,
+    /// Watchers know of it.
+    published: bool,
+    adders: Vec<Adder>,
+    deleters: Vec<Caller>,
+    queued: Vec<Queued>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// The blackhole is wanted.
+    Blackhole,
+    /// The speaker was told.
+    Originating,
+    Active,
+    Withdrawing,
+    /// The blackhole is being removed.
+    Removing,
+    /// The deletion of its record is on its way.
+    Deleting,
+}
+
+#[derive(Clone, Debug)]
+struct Block {
+    stage: Stage,
+    /// Peers that have it, as last seen.
+    advertised_to: u32,
+    /// Why its blackhole does not stand, for a person.
+    reason: String,
+}
+
+/// What a token stands for.
+#[derive(Clone, Debug)]
+enum Pending {
+    /// The record of a workload, and of blocks it needs.
+    Put {
+        id: WorkloadId,
+        generation: u64,
+        blocks: Vec<IpNet>,
+    },
+    Release { id: WorkloadId, generation: u64 },
+    Erase { id: WorkloadId, generation: u64 },
+    Claim(IpNet),
+    DropBlock(IpNet),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Node {
+    ipam: Ipam,
+    workloads: BTreeMap<WorkloadId, Workload>,
+    blocks: BTreeMap<IpNet, Block>,
+    pending: HashMap<Token, Pending>,
+    next_token: u64,
+    /// Workloads that somebody waits for.
+    awaited: BTreeSet<WorkloadId>,
+    /// Deletions of records that the store refused.
+    retries: Vec<(Instant, Pending)>,
+    /// Recovered workloads of which the kernel has not said anything yet.
+    unconfirmed: BTreeSet<WorkloadId>,
+    /// Blocks of the start that are not originated yet.
+    unoriginated: BTreeSet<IpNet>,
+    originations_synced: bool,
+    /// The kernel was read, and stale objects of these kinds are gone.
+    started: bool,
+    swept_blocks: bool,
+    swept_workloads: bool,
+    ready: bool,
+    cursor: u64,
+    outputs: VecDeque<Output>,
+}
+
+impl Node {
+    /// Continues from what the store held. The first outputs restore it in the kernel and in BGP.
+    pub fn recover(
+        now: Now,
+        pools: &[config::Pool],
+        settings: &config::Ipam,
+        recovered: Recovered,
+    ) -> (Self, Vec<Notice>) {
+        let (ipam, notices) = Ipam::recover(now, pools, settings, &recovered);
+        let mut node = Node {
+            ipam,
+            workloads: BTreeMap::new(),
+            blocks: BTreeMap::new(),
+            pending: HashMap::new(),
+            next_token: 0,
+            awaited: BTreeSet::new(),
+            retries: Vec::new(),
+            unconfirmed: BTreeSet::new(),
+            unoriginated: BTreeSet::new(),
+            originations_synced: false,
+            started: false,
+            swept_blocks: false,
+            swept_workloads: false,
+            ready: false,
+            cursor: 0,
+            outputs: VecDeque::new(),
+        };
+        node.follow_blocks();
+        node.unoriginated = node
+            .blocks
+            .keys()
+            .copied()
+            .chain(node.pending.values().filter_map(|pending| match pending {
+                Pending::Claim(cidr) => Some(*cidr),
+                _ => None,
+            }))
+            .collect();
+        node.outputs.push_back(Output::Synced(Source::Block));
+        let mut objects = Vec::with_capacity(recovered.workloads.len());
+        for record in recovered.workloads {
+            // Two records may have named one address: what the allocator kept is true.
+            let addresses = match node.ipam.held(&record.id) {
+                Some((_, addresses)) => addresses.to_vec(),
+                None => continue,
+            };
+            let workload = Workload {
+                generation: record.generation,
+                spec: record.spec,
+                addresses,
+                created_at: record.created_at,
+                phase: Phase::Standing,
+                detail: None,
+                failure: None,
+                published: true,
+                adders: Vec::new(),
+                deleters: Vec::new(),
+                queued: Vec::new(),
+            };
+            objects.push(workload.object(&record.id));
+            node.unconfirmed.insert(record.id.clone());
+            node.workloads.insert(record.id, workload);
+        }
+        if !objects.is_empty() {
+            node.outputs.push_back(Output::Set(objects));
+        }
+        node.outputs.push_back(Output::Synced(Source::Workload));
+        node.check_originations();
+        (node, notices)
+    }
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When to call [`Node::handle_timeout`].
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let retry = self.retries.iter().map(|(at, _)| *at).min();
+        [retry, self.ipam.poll_timeout()].into_iter().flatten().min()
+    }
+
+    pub fn handle_timeout(&mut self, now: Now) {
+        self.ipam.handle_timeout(now);
+        self.follow_blocks();
+        let (due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.retries)
+            .into_iter()
+            .partition(|(at, _)| *at <= now.instant);
+        self.retries = later;
+        for (_, pending) in due {
+            self.retry(pending);
+        }
+    }
+
+    /// What became of an [`Output::Persist`]. The error is for a person.
+    pub fn handle_persisted(&mut self, now: Now, token: Token, result: Result<(), String>) {
+        let Some(pending) = self.pending.remove(&token) else {
+            return;
+        };
+        match pending {
+            Pending::Put {
+                id,
+                generation,
+                blocks,
+            } => {
+                if result.is_ok() {
+                    for cidr in blocks {
+                        self.ipam.block_persisted(cidr);
+                    }
+                }
+                self.put_done(now, &id, generation, result);
+            }
+            Pending::Release { id, generation } => self.release_done(now, &id, generation, result),
+            Pending::Erase { id, generation } => self.erase_done(now, &id, generation, result),
+            Pending::Claim(cidr) => match result {
+                Ok(()) => self.ipam.block_persisted(cidr),
+                Err(_) => {
+                    self.ipam.block_claim_failed(now, cidr);
+                    self.block_settled(cidr);
+                }
+            },
+            Pending::DropBlock(cidr) => self.drop_block_done(now, cidr, result),
+        }
+        self.follow_blocks();
+    }
+
+    /// What the dataplane reports.
+    pub fn handle_dataplane(&mut self, now: Now, event: Event) {
+        match event {
+            Event::Started => self.started = true,
+            Event::Swept { source, .. } => match source {
+                Source::Block => self.swept_blocks = true,
+                Source::Workload => self.swept_workloads = true,
+                Source::Bgp => {}
+            },
+            Event::Programmed { id, detail } => match id {
+                ObjectId::Workload(id) => self.workload_programmed(&id, detail),
+                ObjectId::Blackhole(cidr) => self.blackhole_programmed(cidr),
+                ObjectId::Route(_) => {}
+            },
+            Event::Failed { id, error } => match id {
+                ObjectId::Workload(id) => self.workload_failed(&id, error),
+                ObjectId::Blackhole(cidr) => self.blackhole_failed(cidr, error),
+                ObjectId::Route(_) => {}
+            },
+            Event::Removed { id } => match id {
+                ObjectId::Workload(id) => self.workload_removed(now, &id),
+                ObjectId::Blackhole(cidr) => self.blackhole_removed(cidr),
+                ObjectId::Route(_) => {}
+            },
+            Event::Repaired { .. } | Event::NextHop { .. } | Event::Mtu(_) => {}
+        }
+        self.follow_blocks();
+        self.check_ready();
+    }
+
+    /// The speaker originates the block.
+    pub fn handle_originated(&mut self, now: Now, cidr: IpNet) {
+        self.originated(now, cidr);
+        self.follow_blocks();
+        self.check_ready();
+    }
+
+    /// The best routes changed. Own blocks are never learned, whoever announces them.
+    pub fn handle_routes(&mut self, changes: Vec<RouteChange>) {
+        let mut set = Vec::with_capacity(changes.len());
+        let mut remove = Vec::new();
+        for change in changes {
+            if change.next_hops.is_empty() || self.is_own(&change.prefix) {
+                remove.push(ObjectId::Route(change.prefix));
+                continue;
+            }
+            let mut next_hops: Vec<_> = change.next_hops.iter().map(|hop| hop.address).collect();
+            next_hops.sort_unstable();
+            next_hops.dedup();
+            set.push(Object::Route(LearnedRoute {
+                prefix: change.prefix,
+                next_hops,
+            }));
+        }
+        // Make before break: what comes stands before what goes is taken away.
+        if !set.is_empty() {
+            self.outputs.push_back(Output::Set(set));
+        }
+        if !remove.is_empty() {
+            self.outputs.push_back(Output::Remove(remove));
+        }
+    }
+
+    /// Every peer has sent its whole table, or had time enough.
+    pub fn handle_first_sync(&mut self) {
+        self.outputs.push_back(Output::Synced(Source::Bgp));
+    }
+
+    /// A caller is gone: its command goes on, its answer is not wanted any more.
+    pub fn forget(&mut self, caller: Caller) {
+        let awaited: Vec<WorkloadId> = self.awaited.iter().cloned().collect();
+        for id in awaited {
+            let Some(workload) = self.workloads.get_mut(&id) else {
+                continue;
+            };
+            workload.adders.retain(|adder| adder.caller != caller);
+            if workload.adders.is_empty() && matches!(workload.phase, Phase::Standing) {
+                self.awaited.remove(&id);
+            }
+        }
+    }
+
+    fn token(&mut self, pending: Pending) -> Token {
+        let token = Token(self.next_token);
+        self.next_token += 1;
+        self.pending.insert(token, pending);
+        token
+    }
+
+    fn persist(&mut self, pending: Pending, records: Vec<Record>) {
+        let token = self.token(pending);
+        self.outputs.push_back(Output::Persist { token, records });
+    }
+
+    fn reply_add(&mut self, caller: Caller, result: Result<Added, Error>) {
+        self.outputs.push_back(Output::Reply {
+            caller,
+            reply: Reply::Added(result),
+        });
+    }
+
+    fn reply_delete(&mut self, caller: Caller, result: Result<bool, Error>) {
+        self.outputs.push_back(Output::Reply {
+            caller,
+            reply: Reply::Deleted(result),
+        });
+    }
 }

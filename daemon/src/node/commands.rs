@@ -1,0 +1,246 @@
+//! Commands: add and delete.
+
+use std::{mem, sync::Arc};
+
+use super::{
+    Adder, Caller, Error, Node, Pending, Phase, Queued, WaitFor, Workload, WorkloadId,
+    WorkloadSpec, handle::Added,
+};
+use crate::{
+    ipam::{self, Now},
+    store::record::{Record, WorkloadRecord},
+};
+
+impl Node {
+    /// Idempotent by id: an equal add that is on its way, or done, is joined.
+    pub fn handle_add(
+        &mut self,
+        now: Now,
+        caller: Caller,
+        id: WorkloadId,
+        spec: Box<WorkloadSpec>,
+        wait: WaitFor,
+    ) {
+        if let Some(workload) = self.workloads.get_mut(&id) {
+            match &workload.phase {
+                Phase::Retracting { .. }
+                | Phase::Erasing { .. }
+                | Phase::Releasing { .. }
+                | Phase::Removing => {
+                    workload.queued.push(Queued { caller, spec, wait });
+                    return;
+                }
+                Phase::Recording { .. } | Phase::Programming { .. } | Phase::Standing => {}
+            }
+            if let Some(field) = workload.spec.difference(&spec) {
+                let field = field.to_owned();
+                self.reply_add(caller, Err(Error::OtherSpec { id, field }));
+                return;
+            }
+            if let (Phase::Standing, Some(failure)) = (&workload.phase, &workload.failure) {
+                let error = workload.error_of(failure);
+                self.reply_add(caller, Err(error));
+                return;
+            }
+            workload.adders.push(Adder {
+                caller,
+                wait,
+                created: false,
+            });
+            self.awaited.insert(id.clone());
+            self.check_complete(&id);
+            return;
+        }
+        if let Err(error) = self.start_add(now, caller, id, spec, wait) {
+            self.reply_add(caller, Err(error));
+        }
+        self.follow_blocks();
+    }
+
+    fn start_add(
+        &mut self,
+        now: Now,
+        caller: Caller,
+        id: WorkloadId,
+        spec: Box<WorkloadSpec>,
+        wait: WaitFor,
+    ) -> Result<(), Error> {
+        let allocation = self
+            .ipam
+            .allocate(now, &id, spec.pool.as_deref(), spec.addresses.as_slice())
+            .map_err(address_error)?;
+        // Which families it gets is known only now.
+        if let Some(mtu) = spec.mtu
+            && let Err(invalid) = mtu.check_family(allocation.addresses.iter().map(|a| &a.address))
+        {
+            self.ipam.rollback_allocation(now, &allocation);
+            return Err(Error::invalid("mtu", invalid.0));
+        }
+        let spec = Arc::new(*spec);
+        let mut records = allocation.records.clone();
+        let blocks = records
+            .iter()
+            .filter_map(|record| match record {
+                Record::PutBlock(block) => Some(block.cidr),
+                _ => None,
+            })
+            .collect();
+        records.push(Record::PutWorkload(WorkloadRecord {
+            id: id.clone(),
+            generation: allocation.generation,
+            spec: spec.clone(),
+            addresses: allocation.addresses.clone(),
+            created_at: now.wall,
+        }));
+        let generation = allocation.generation;
+        let workload = Workload {
+            generation,
+            spec,
+            addresses: allocation.addresses.clone(),
+            created_at: now.wall,
+            phase: Phase::Recording { allocation },
+            detail: None,
+            failure: None,
+            published: false,
+            adders: vec![Adder {
+                caller,
+                wait,
+                created: true,
+            }],
+            deleters: Vec::new(),
+            queued: Vec::new(),
+        };
+        self.workloads.insert(id.clone(), workload);
+        self.awaited.insert(id.clone());
+        let pending = Pending::Put {
+            id,
+            generation,
+            blocks,
+        };
+        self.persist(pending, records);
+        Ok(())
+    }
+
+    /// Deleting what is gone, or has another generation, succeeds and does nothing.
+    pub fn handle_delete(
+        &mut self,
+        now: Now,
+        caller: Caller,
+        id: WorkloadId,
+        generation: Option<u64>,
+    ) {
+        let Some(workload) = self.workloads.get_mut(&id) else {
+            self.reply_delete(caller, Ok(false));
+            return;
+        };
+        if generation.is_some_and(|generation| generation != workload.generation) {
+            self.reply_delete(caller, Ok(false));
+            return;
+        }
+        workload.deleters.push(caller);
+        // What is on its way out needs no further push. Adds that wait for its end came before
+        // this delete; it names them, too, unless it names the generation that is leaving.
+        let queued = match generation {
+            None => mem::take(&mut workload.queued),
+            Some(_) => Vec::new(),
+        };
+        let standing = match &workload.phase {
+            Phase::Recording { .. } => Some((None, false)),
+            Phase::Programming { .. } | Phase::Standing => Some((Some(true), true)),
+            _ => None,
+        };
+        if let Some((recorded, wanted)) = standing {
+            let adders = mem::take(&mut workload.adders);
+            let generation = workload.generation;
+            let release = self
+                .ipam
+                .release(now, &id, Some(generation))
+                .expect("a workload that is here holds its addresses");
+            let mut records = vec![Record::DeleteWorkload(id.clone())];
+            records.extend(release.records.iter().cloned());
+            workload.phase = Phase::Releasing {
+                release,
+                recorded,
+                wanted,
+            };
+            self.awaited.remove(&id);
+            for adder in adders {
+                self.reply_add(adder.caller, Err(Error::Deleted(id.clone())));
+            }
+            let pending = Pending::Release {
+                id: id.clone(),
+                generation,
+            };
+            self.persist(pending, records);
+            self.publish(&id);
+        }
+        for add in queued {
+            self.reply_add(add.caller, Err(Error::Deleted(id.clone())));
+        }
+        self.follow_blocks();
+    }
+
+    /// Answers those whose wait is over.
+    pub(super) fn answer_adders(&mut self, id: &WorkloadId) {
+        let Some(workload) = self.workloads.get(id) else {
+            return;
+        };
+        if workload.adders.is_empty() {
+            return;
+        }
+        let view = self.workload_view(id, workload);
+        let advertised = self.is_advertised(workload);
+        let workload = self.workloads.get_mut(id).expect("found just now");
+        let (done, waiting): (Vec<_>, Vec<_>) = mem::take(&mut workload.adders)
+            .into_iter()
+            .partition(|adder| adder.wait == WaitFor::Programmed || advertised);
+        if waiting.is_empty() {
+            self.awaited.remove(id);
+        }
+        workload.adders = waiting;
+        for adder in done {
+            let added = Added {
+                workload: view.clone(),
+                created: adder.created,
+            };
+            self.reply_add(adder.caller, Ok(added));
+        }
+    }
+}
+
+/// The node's error for the allocator's.
+fn address_error(error: ipam::Error) -> Error {
+    let text = error.to_string();
+    match error {
+        ipam::Error::PoolUnknown { name, configured } => Error::PoolNotFound {
+            name,
+            configured: configured.join(", "),
+        },
+        ipam::Error::PoolDisabled { name } => Error::PoolDisabled { name },
+        ipam::Error::NoPool => Error::PoolExhausted {
+            pool: String::new(),
+            text,
+        },
+        ipam::Error::Exhausted(exhausted) => Error::PoolExhausted {
+            pool: exhausted.pool,
+            text,
+        },
+        ipam::Error::AddressTaken { address, holder } => Error::AddressInUse {
+            address,
+            by: holder.to_string(),
+        },
+        ipam::Error::AddressCooling {
+            address, free_in, ..
+        } => Error::AddressCooling {
+            address,
+            text,
+            retry: free_in,
+        },
+        ipam::Error::BlockReleasing { block, .. } => Error::BlockNotReady { block, text },
+        ipam::Error::AddressReserved { address, .. }
+        | ipam::Error::AddressOutsidePools { address, .. }
+        | ipam::Error::AddressOutsidePool { address, .. }
+        | ipam::Error::AddressOutsideClaim { address, .. }
+        | ipam::Error::FamilyTwice { address } => Error::AddressUnavailable { address, text },
+    }
+}

@@ -1,0 +1,344 @@
+//! What becomes of a workload between its commands: transitions of [`Phase`].
+
+use std::mem;
+
+use dataplane::desired::{self, Detail, Failure, FailureKind, Object, ObjectId};
+
+use super::{Error, Node, Output, Pending, Phase, RETRY, Workload, WorkloadId};
+use crate::{ipam::Now, store::record::Record};
+
+impl Workload {
+    /// As the dataplane wants it.
+    pub(super) fn object(&self, id: &WorkloadId) -> Object {
+        Object::Workload(
+            desired::Workload {
+                id: id.shared(),
+                netns: self.spec.netns.clone(),
+                interface: self.spec.interface.as_str().to_owned(),
+                addresses: self.addresses.iter().map(|a| a.address).collect(),
+                mtu: self.spec.mtu.map(|mtu| mtu.get()),
+            }
+            .into(),
+        )
+    }
+
+    /// The error for a caller.
+    pub(super) fn error_of(&self, failure: &Failure) -> Error {
+        let text = failure.text.clone();
+        match failure.kind {
+            FailureKind::NamespaceGone => Error::NamespaceNotFound {
+                name: self.spec.namespace.to_string(),
+                text,
+            },
+            FailureKind::InterfaceInUse => Error::InterfaceInUse {
+                interface: self.spec.interface.as_str().to_owned(),
+                text,
+            },
+            FailureKind::Conflict => Error::Conflict(text),
+            FailureKind::Permission => Error::Permission(text),
+            FailureKind::Kernel | FailureKind::Unresolved => Error::Kernel(text),
+        }
+    }
+}
+
+impl Node {
+    /// The workload of that generation.
+    fn generation(&mut self, id: &WorkloadId, generation: u64) -> Option<&mut Workload> {
+        self.workloads
+            .get_mut(id)
+            .filter(|workload| workload.generation == generation)
+    }
+
+    /// The store has answered about the record of an add.
+    pub(super) fn put_done(
+        &mut self,
+        now: Now,
+        id: &WorkloadId,
+        generation: u64,
+        result: Result<(), String>,
+    ) {
+        let Some(workload) = self.generation(id, generation) else {
+            return;
+        };
+        match &mut workload.phase {
+            Phase::Recording { allocation } => {
+                let allocation = allocation.clone();
+                match result {
+                    Ok(()) => {
+                        workload.phase = Phase::Programming { allocation };
+                        let object = workload.object(id);
+                        self.outputs.push_back(Output::Set(vec![object]));
+                        self.publish(id);
+                    }
+                    Err(text) => {
+                        self.ipam.rollback_allocation(now, &allocation);
+                        self.finish(now, id, Some(Error::Store(text)));
+                    }
+                }
+            }
+            // Deleted meanwhile.
+            Phase::Releasing { recorded, .. } => *recorded = Some(result.is_ok()),
+            _ => {}
+        }
+    }
+
+    /// The store has answered about the deletion of a workload.
+    pub(super) fn release_done(
+        &mut self,
+        now: Now,
+        id: &WorkloadId,
+        generation: u64,
+        result: Result<(), String>,
+    ) {
+        let Some(workload) = self.generation(id, generation) else {
+            return;
+        };
+        let Phase::Releasing {
+            release,
+            recorded,
+            wanted,
+        } = &workload.phase
+        else {
+            return;
+        };
+        let wanted = *wanted;
+        let text = match result {
+            Err(text) if *recorded != Some(false) => text,
+            // Durable; or there never was a record, so that nothing is left to delete.
+            _ => {
+                if wanted {
+                    workload.phase = Phase::Removing;
+                    let object = ObjectId::Workload(id.shared());
+                    self.outputs.push_back(Output::Remove(vec![object]));
+                } else {
+                    self.finish(now, id, None);
+                }
+                return;
+            }
+        };
+        let release = release.clone();
+        let deleters = mem::take(&mut workload.deleters);
+        if self.ipam.rollback_release(&release) {
+            let workload = self.workloads.get_mut(id).expect("found above");
+            workload.phase = Phase::Standing;
+            let queued = mem::take(&mut workload.queued);
+            if !wanted {
+                let object = workload.object(id);
+                self.outputs.push_back(Output::Set(vec![object]));
+            }
+            self.publish(id);
+            for add in queued {
+                self.handle_add(now, add.caller, id.clone(), add.spec, add.wait);
+            }
+        } else {
+            // It cannot come back any more, so it has to go.
+            let pending = Pending::Release {
+                id: id.clone(),
+                generation,
+            };
+            self.retries.push((now.instant + RETRY, pending));
+        }
+        for caller in deleters {
+            self.reply_delete(caller, Err(Error::Store(text.clone())));
+        }
+    }
+
+    /// The store has answered about the record of a failed add.
+    pub(super) fn erase_done(
+        &mut self,
+        now: Now,
+        id: &WorkloadId,
+        generation: u64,
+        result: Result<(), String>,
+    ) {
+        let Some(workload) = self.generation(id, generation) else {
+            return;
+        };
+        let Phase::Erasing { allocation, error } = &workload.phase else {
+            return;
+        };
+        let error = error.clone();
+        match result {
+            Ok(()) => {
+                let allocation = allocation.clone();
+                self.ipam.rollback_allocation(now, &allocation);
+                self.finish(now, id, Some(error));
+            }
+            Err(_) => {
+                // The callers learn why the add failed; the record is deleted as soon as the
+                // store works again, and the id stays taken until then.
+                let adders = mem::take(&mut workload.adders);
+                for adder in adders {
+                    self.reply_add(adder.caller, Err(error.clone()));
+                }
+                self.awaited.remove(id);
+                let pending = Pending::Erase {
+                    id: id.clone(),
+                    generation,
+                };
+                self.retries.push((now.instant + RETRY, pending));
+            }
+        }
+    }
+
+    /// Asks the store again.
+    pub(super) fn retry(&mut self, pending: Pending) {
+        let records = match &pending {
+            Pending::Erase { id, .. } => vec![Record::DeleteWorkload(id.clone())],
+            Pending::Release { id, generation } => {
+                let Some(Workload {
+                    phase: Phase::Releasing { release, .. },
+                    ..
+                }) = self.generation(id, *generation)
+                else {
+                    return;
+                };
+                let mut records = vec![Record::DeleteWorkload(id.clone())];
+                records.extend(release.records.iter().cloned());
+                records
+            }
+            Pending::DropBlock(cidr) => vec![Record::DeleteBlock(*cidr)],
+            Pending::Put { .. } | Pending::Claim(_) => return,
+        };
+        self.persist(pending, records);
+    }
+
+    pub(super) fn workload_programmed(&mut self, id: &str, detail: Detail) {
+        let Some((id, workload)) = self.workloads.get_key_value(id) else {
+            return;
+        };
+        if !matches!(
+            workload.phase,
+            Phase::Programming { .. } | Phase::Standing
+        ) {
+            return;
+        }
+        let id = id.clone();
+        let workload = self.workloads.get_mut(&id).expect("found just now");
+        let changed = workload.failure.is_some() || workload.detail.as_ref() != Some(&detail);
+        workload.failure = None;
+        workload.detail = Some(detail);
+        self.unconfirmed.remove(&id);
+        if matches!(workload.phase, Phase::Standing) && changed {
+            self.publish(&id);
+        }
+        self.check_complete(&id);
+    }
+
+    pub(super) fn workload_failed(&mut self, id: &str, failure: Failure) {
+        let Some((id, workload)) = self.workloads.get_key_value(id) else {
+            return;
+        };
+        let id = id.clone();
+        let error = workload.error_of(&failure);
+        let workload = self.workloads.get_mut(&id).expect("found just now");
+        match &workload.phase {
+            Phase::Programming { .. } if failure.kind != FailureKind::Unresolved => {
+                self.fail_add(&id, error);
+            }
+            Phase::Standing => {
+                self.unconfirmed.remove(&id);
+                let changed = workload
+                    .failure
+                    .as_ref()
+                    .is_none_or(|before| before.text != failure.text);
+                workload.failure = Some(failure);
+                let adders = mem::take(&mut workload.adders);
+                self.awaited.remove(&id);
+                for adder in adders {
+                    self.reply_add(adder.caller, Err(error.clone()));
+                }
+                if changed {
+                    self.publish(&id);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Begins to take back an add that was not answered yet.
+    pub(super) fn fail_add(&mut self, id: &WorkloadId, error: Error) {
+        let Some(workload) = self.workloads.get_mut(id) else {
+            return;
+        };
+        let Phase::Programming { allocation } = &workload.phase else {
+            return;
+        };
+        workload.phase = Phase::Retracting {
+            allocation: allocation.clone(),
+            error,
+        };
+        let object = ObjectId::Workload(id.shared());
+        self.outputs.push_back(Output::Remove(vec![object]));
+        self.publish(id);
+    }
+
+    pub(super) fn workload_removed(&mut self, now: Now, id: &str) {
+        let Some((id, workload)) = self.workloads.get_key_value(id) else {
+            return;
+        };
+        let id = id.clone();
+        match &workload.phase {
+            Phase::Retracting { allocation, error } => {
+                let phase = Phase::Erasing {
+                    allocation: allocation.clone(),
+                    error: error.clone(),
+                };
+                let generation = workload.generation;
+                self.workloads.get_mut(&id).expect("found just now").phase = phase;
+                let pending = Pending::Erase {
+                    id: id.clone(),
+                    generation,
+                };
+                self.persist(pending, vec![Record::DeleteWorkload(id)]);
+            }
+            Phase::Removing => self.finish(now, &id, None),
+            _ => {}
+        }
+    }
+
+    /// Whether an awaited workload has come as far as its callers wait for.
+    pub(super) fn check_complete(&mut self, id: &WorkloadId) {
+        let Some(workload) = self.workloads.get(id) else {
+            return;
+        };
+        if workload.detail.is_none() || !self.blocks_active(workload) {
+            return;
+        }
+        match &workload.phase {
+            Phase::Programming { .. } => {
+                let workload = self.workloads.get_mut(id).expect("found just now");
+                workload.phase = Phase::Standing;
+                if workload.adders.is_empty() {
+                    self.awaited.remove(id);
+                }
+                self.publish(id);
+                self.answer_adders(id);
+            }
+            Phase::Standing => self.answer_adders(id),
+            _ => {}
+        }
+    }
+
+    /// Nothing of the workload is left: forgets it, answers everybody, and starts what waited.
+    fn finish(&mut self, now: Now, id: &WorkloadId, error: Option<Error>) {
+        let Some(workload) = self.workloads.remove(id) else {
+            return;
+        };
+        self.awaited.remove(id);
+        self.unconfirmed.remove(id);
+        if workload.published {
+            self.publish_deletion(id, workload.generation);
+        }
+        let error = error.unwrap_or_else(|| Error::Deleted(id.clone()));
+        for adder in workload.adders {
+            self.reply_add(adder.caller, Err(error.clone()));
+        }
+        for caller in workload.deleters {
+            self.reply_delete(caller, Ok(true));
+        }
+        for add in workload.queued {
+            self.handle_add(now, add.caller, id.clone(), add.spec, add.wait);
+        }
+    }
+}
