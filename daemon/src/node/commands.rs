@@ -51,7 +51,7 @@ impl Node {
             self.check_complete(&id);
             return;
         }
-        if let Err(error) = self.start_add(now, caller, id, spec, wait) {
+        if let Err(error) = self.start_add(now, caller, id, *spec, wait) {
             self.reply_add(caller, Err(error));
         }
         self.follow_blocks();
@@ -62,7 +62,7 @@ impl Node {
         now: Now,
         caller: Caller,
         id: WorkloadId,
-        spec: Box<WorkloadSpec>,
+        spec: WorkloadSpec,
         wait: WaitFor,
     ) -> Result<(), Error> {
         let allocation = self
@@ -76,7 +76,7 @@ impl Node {
             self.ipam.rollback_allocation(now, &allocation);
             return Err(Error::invalid("mtu", invalid.0));
         }
-        let spec = Arc::new(*spec);
+        let spec = Arc::new(spec);
         let mut records = allocation.records.clone();
         let blocks = records
             .iter()

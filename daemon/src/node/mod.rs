@@ -103,7 +103,10 @@ pub enum Reply {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Output {
     /// Make these durable, together; answer with [`Node::handle_persisted`]. In order.
-    Persist { token: Token, records: Vec<Record> },
+    Persist {
+        token: Token,
+        records: Vec<Record>,
+    },
     /// Hand these to the dataplane. In order with `Remove` and `Synced`.
     Set(Vec<Object>),
     Remove(Vec<ObjectId>),
@@ -114,7 +117,10 @@ pub enum Output {
     Withdraw(IpNet),
     /// Once: the blocks of the earlier run are originated.
     OriginationsSynced,
-    Reply { caller: Caller, reply: Reply },
+    Reply {
+        caller: Caller,
+        reply: Reply,
+    },
     /// Tell every watcher.
     Publish(Arc<WatchEvent>),
 }
@@ -145,9 +151,15 @@ enum Phase {
     /// It stood once, or comes from an earlier run. Kept until it is deleted.
     Standing,
     /// A failed add is being taken from the kernel.
-    Retracting { allocation: Allocation, error: Error },
+    Retracting {
+        allocation: Allocation,
+        error: Error,
+    },
     /// The record of a failed add is being deleted.
-    Erasing { allocation: Allocation, error: Error },
+    Erasing {
+        allocation: Allocation,
+        error: Error,
+    },
     /// The deletion of its record is on its way to the store.
     Releasing {
         release: Release,
@@ -210,8 +222,14 @@ enum Pending {
         generation: u64,
         blocks: Vec<IpNet>,
     },
-    Release { id: WorkloadId, generation: u64 },
-    Erase { id: WorkloadId, generation: u64 },
+    Release {
+        id: WorkloadId,
+        generation: u64,
+    },
+    Erase {
+        id: WorkloadId,
+        generation: u64,
+    },
     Claim(IpNet),
     DropBlock(IpNet),
 }
@@ -320,7 +338,10 @@ impl Node {
     /// When to call [`Node::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Instant> {
         let retry = self.retries.iter().map(|(at, _)| *at).min();
-        [retry, self.ipam.poll_timeout()].into_iter().flatten().min()
+        [retry, self.ipam.poll_timeout()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     pub fn handle_timeout(&mut self, now: Now) {

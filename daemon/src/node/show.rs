@@ -25,6 +25,15 @@ impl Node {
             .collect()
     }
 
+    /// Those that watchers know of, in order of id.
+    pub fn published(&self) -> Vec<WorkloadView> {
+        self.workloads
+            .iter()
+            .filter(|(_, workload)| workload.published)
+            .map(|(id, workload)| self.workload_view(id, workload))
+            .collect()
+    }
+
     /// Of the last watch event.
     pub fn cursor(&self) -> u64 {
         self.cursor

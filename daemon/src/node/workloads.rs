@@ -207,10 +207,7 @@ impl Node {
         let Some((id, workload)) = self.workloads.get_key_value(id) else {
             return;
         };
-        if !matches!(
-            workload.phase,
-            Phase::Programming { .. } | Phase::Standing
-        ) {
+        if !matches!(workload.phase, Phase::Programming { .. } | Phase::Standing) {
             return;
         }
         let id = id.clone();
