@@ -229,7 +229,34 @@ mod tests {
 
     #[test]
     fn exposition_has_every_metric_of_the_table_and_no_other() {
-        let text = Metrics::new(1).encode();
+        // A family without a series is not shown.
+        let metrics = Metrics::new(1);
+        let peer = || "p".to_owned();
+        let state = StateLabel { state: "ok" };
+        for family in [
+            &metrics.workloads,
+            &metrics.blocks,
+            &metrics.dataplane_objects,
+        ] {
+            family.get_or_create(&state);
+        }
+        for family in [&metrics.pool_addresses_held, &metrics.pool_addresses_used] {
+            family.get_or_create(&PoolLabel { pool: peer() });
+        }
+        for family in [&metrics.peer_established, &metrics.peer_drops] {
+            family.get_or_create(&PeerLabel { peer: peer() });
+        }
+        metrics.peer_messages.get_or_create(&PeerDirection {
+            peer: peer(),
+            direction: "sent",
+        });
+        metrics.peer_prefixes.get_or_create(&PeerPrefixes {
+            peer: peer(),
+            family: "ipv4-unicast",
+            kind: "received",
+        });
+        metrics.operation_finished("add", "OK", Duration::ZERO);
+        let text = metrics.encode();
         let mut expected: Vec<String> = TABLE
             .iter()
             .map(|(name, kind, unit, _, _)| match *unit {
