@@ -19,6 +19,7 @@ pub mod driver;
 pub mod message;
 pub mod policy;
 pub mod rib;
+mod session;
 pub mod speaker;
 pub mod types;
 pub mod wire;

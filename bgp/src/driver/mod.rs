@@ -1,24 +1,49 @@
 //! The tokio shell around the speaker: sockets, listeners, TCP MD5, timers.
+//!
+//! One task owns the speaker; each connection has a task that reads, decodes and writes. The
+//! program talks to it through a [`Handle`] and hears of changes through [`Updates`].
 
-// The speaker task reads it all once it is here.
-#[allow(dead_code)]
 mod api;
+mod connection;
+mod socket;
+mod speaker_task;
+
+use std::{sync::Arc, time::Instant};
 
 use tokio::{sync::mpsc, task::JoinHandle};
 
 pub use api::{Admin, Handle, SpawnError, Update, Updates, wall_clock};
 
-use crate::speaker::config::SpeakerConfig;
+use self::speaker_task::{SpeakerTask, UPDATE_QUEUE, set_passwords};
+use crate::speaker::{Speaker, config::SpeakerConfig};
 
 /// Starts a speaker on the current tokio runtime. Listening sockets are open when this returns; the
 /// task ends after [`Handle::shutdown`] or when every handle is dropped.
 pub fn spawn(config: SpeakerConfig) -> Result<(Handle, Updates, JoinHandle<()>), SpawnError> {
     config.validate()?;
-    let (commands, mut inbox) = mpsc::channel(api::COMMAND_QUEUE);
-    let (outbox, updates) = mpsc::channel(1);
-    let task = tokio::spawn(async move {
-        let _outbox = outbox;
-        while inbox.recv().await.is_some() {}
-    });
+    let listeners = config
+        .listen
+        .iter()
+        .map(|address| {
+            socket::listen(*address)
+                .map(Arc::new)
+                .map_err(|source| SpawnError::Listen {
+                    address: *address,
+                    source,
+                })
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    for peer in &config.peers {
+        set_passwords(&listeners, peer).map_err(|source| SpawnError::Password {
+            peer: peer.name.clone(),
+            source,
+        })?;
+    }
+    let local_asn = config.asn;
+    let speaker = Speaker::new(Instant::now(), config)?;
+    let (commands, inbox) = mpsc::channel(api::COMMAND_QUEUE);
+    let (outbox, updates) = mpsc::channel(UPDATE_QUEUE);
+    let task = SpeakerTask::new(speaker, local_asn, listeners, inbox, outbox);
+    let task = tokio::spawn(task.run());
     Ok((Handle { commands }, Updates { updates }, task))
 }

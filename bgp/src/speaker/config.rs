@@ -26,6 +26,9 @@ pub struct SpeakerConfig {
     pub cluster_id: Option<Ipv4Addr>,
     /// Where to accept connections; empty: nowhere, only dial. An IPv6 wildcard accepts IPv6 only.
     pub listen: Vec<SocketAddr>,
+    /// Our address as next hop in a family other than that of the session, by `Family::index`; a
+    /// family without one carries no routes of our own over sessions of the other family.
+    pub next_hop_self: [Option<IpAddr>; 2],
     /// How many equal paths a prefix may use at once; 1 turns ECMP off.
     pub multipath: usize,
     /// Set when this process takes over from an earlier run whose routes may still be in use.
@@ -45,6 +48,7 @@ impl SpeakerConfig {
             router_id,
             cluster_id: None,
             listen: Vec::new(),
+            next_hop_self: [None; 2],
             multipath: 16,
             restarting: None,
             first_sync_timeout: Duration::from_secs(120),
@@ -199,7 +203,6 @@ impl PeerConfig {
     }
 
     /// By `Family::index`.
-    #[allow(dead_code)]
     pub(crate) fn family_flags(&self) -> [bool; 2] {
         Family::ALL.map(|family| self.families.contains(&family))
     }

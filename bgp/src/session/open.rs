@@ -1,0 +1,113 @@
+//! The OPEN we send, and what is asked of the one we receive (RFC 4271 §4.2 and §6.2).
+
+use std::time::Duration;
+
+use super::Settings;
+use crate::{
+    message::{Capability, Notification, Open},
+    types::Family,
+};
+
+/// Our OPEN. `forwarding` sets the F bits of RFC 4724 for families whose forwarding state we have
+/// kept.
+pub(super) fn local_open(settings: &Settings, forwarding: [bool; 2]) -> Open {
+    let families = || {
+        Family::ALL
+            .into_iter()
+            .filter(|family| settings.families[family.index()])
+    };
+    let mut capabilities: Vec<_> = families()
+        .map(|family| {
+            let (afi, safi) = family.afi_safi();
+            Capability::MultiProtocol { afi, safi }
+        })
+        .collect();
+    capabilities.push(Capability::RouteRefresh);
+    capabilities.push(Capability::FourOctetAs(settings.local_asn));
+    capabilities.push(Capability::ExtendedMessage);
+    if let Some(restart_time) = settings.graceful_restart {
+        capabilities.push(Capability::GracefulRestart {
+            restarting: settings.restarting.is_some(),
+            notification: true,
+            restart_time: u16::try_from(restart_time.as_secs()).map_or(4095, |s| s.min(4095)),
+            families: families()
+                .map(|family| {
+                    let (afi, safi) = family.afi_safi();
+                    (afi, safi, forwarding[family.index()])
+                })
+                .collect(),
+        });
+    }
+    Open {
+        asn: settings.local_asn,
+        hold_time: settings.timers.hold_time,
+        router_id: settings.router_id,
+        capabilities,
+    }
+}
+
+/// RFC 4271 §6.2, as far as it needs the configuration; the codec has checked the rest.
+pub(super) fn validate(settings: &Settings, remote: &Open) -> Result<(), Notification> {
+    if remote.asn != settings.remote_asn {
+        return Err(Notification::bad_peer_as());
+    }
+    // RFC 6286 §2.2: only unique inside an AS.
+    if remote.asn == settings.local_asn && remote.router_id == settings.router_id {
+        return Err(Notification::bad_bgp_identifier());
+    }
+    Ok(())
+}
+
+/// 2/7 with the families we need, as they stand in an OPEN (RFC 5492 §5, RFC 4760 §8).
+pub(super) fn no_common_family(sent: &Open) -> Notification {
+    let mut data = Vec::new();
+    for capability in &sent.capabilities {
+        if let Capability::MultiProtocol { afi, safi } = capability {
+            let [high, low] = afi.to_be_bytes();
+            data.extend_from_slice(&[1, 4, high, low, 0, *safi]);
+        }
+    }
+    Notification::unsupported_capability(&data)
+}
+
+/// What a peer promised about graceful restart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct GracefulRestart {
+    /// RFC 8538: notifications do not end it.
+    pub(super) notification: bool,
+    pub(super) restart_time: Duration,
+    /// By `Family::index`: listed, and listed with its forwarding state kept.
+    pub(super) families: [bool; 2],
+    pub(super) forwarding: [bool; 2],
+}
+
+/// The graceful restart capability of an OPEN, the last one if there are several (RFC 4724 §3).
+pub(super) fn graceful_restart(open: &Open) -> Option<GracefulRestart> {
+    open.capabilities
+        .iter()
+        .rev()
+        .find_map(|capability| match capability {
+            Capability::GracefulRestart {
+                notification,
+                restart_time,
+                families,
+                ..
+            } => {
+                let mut listed = [false; 2];
+                let mut forwarding = [false; 2];
+                for (afi, safi, kept) in families {
+                    if let Some(family) = Family::from_afi_safi(*afi, *safi) {
+                        listed[family.index()] = true;
+                        forwarding[family.index()] = *kept;
+                    }
+                }
+                Some(GracefulRestart {
+                    notification: *notification,
+                    restart_time: Duration::from_secs(u64::from(*restart_time)),
+                    families: listed,
+                    forwarding,
+                })
+            }
+            _ => None,
+        })
+}

@@ -1,0 +1,156 @@
+//! One neighbour inside the speaker: its configuration beside its session.
+
+use std::{net::SocketAddr, sync::Arc, time::Instant};
+
+use super::{
+    config::{PeerConfig, SpeakerConfig},
+    status::{FamilyStatus, PeerStatus},
+};
+use crate::{
+    message::{Disposition, Fault},
+    rib::{PeerKind, PeerRib, Rib},
+    session::{Session, Settings, Up},
+    types::{Family, PeerId},
+};
+
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) config: Arc<PeerConfig>,
+    pub(super) session: Session,
+    /// Its entry in the set of deadlines.
+    pub(super) scheduled: Option<Instant>,
+    /// It is in the queue of peers to be sent UPDATEs.
+    pub(super) queued: bool,
+}
+
+impl Peer {
+    pub(super) fn new(config: PeerConfig, session: Session) -> Self {
+        Self {
+            config: Arc::new(config),
+            session,
+            scheduled: None,
+            queued: false,
+        }
+    }
+
+    pub(super) fn count_faults(&mut self, faults: &[Fault]) {
+        let count = |disposition| {
+            faults
+                .iter()
+                .filter(|fault| fault.disposition == disposition)
+                .count() as u64
+        };
+        // One UPDATE is treated as withdrawn once, whatever is wrong with it.
+        self.session.counters.treat_as_withdraw += count(Disposition::TreatAsWithdraw).min(1);
+        self.session.counters.attributes_discarded += count(Disposition::AttributeDiscard);
+    }
+
+    pub(super) fn status(&self, id: PeerId, local: Option<SocketAddr>, rib: &Rib) -> PeerStatus {
+        let agreement = self.session.agreement();
+        let (received, sent) = self.session.end_of_ribs();
+        let families = Family::ALL
+            .into_iter()
+            .filter(|family| self.config.families.contains(family))
+            .map(|family| {
+                let counts = rib.counts(id, family);
+                FamilyStatus {
+                    family,
+                    negotiated: agreement
+                        .as_ref()
+                        .is_some_and(|agreement| agreement.negotiated.families[family.index()]),
+                    received: u64::from(counts.received),
+                    accepted: u64::from(counts.accepted),
+                    advertised: u64::from(counts.advertised),
+                    end_of_rib_received: received[family.index()],
+                    end_of_rib_sent: sent[family.index()],
+                }
+            })
+            .collect();
+        PeerStatus {
+            id,
+            name: self.config.name.clone(),
+            address: self.config.address,
+            port: self.config.port,
+            asn: self.config.asn,
+            local_asn: self.session.settings().local_asn,
+            state: self.session.peer_state(),
+            since: self.session.since(),
+            reason: self.session.reason(),
+            passive: self.config.passive,
+            route_reflector_client: self.config.route_reflector_client,
+            remote_router_id: agreement
+                .as_ref()
+                .map(|agreement| agreement.remote.router_id),
+            local_address: local
+                .map(|address| address.ip())
+                .or(self.config.local_address),
+            hold_time: agreement.as_ref().map(|agreement| agreement.hold_time),
+            keepalive_interval: agreement
+                .as_ref()
+                .map(|agreement| agreement.keepalive_interval),
+            capabilities_sent: agreement
+                .as_ref()
+                .map_or_else(Vec::new, |agreement| agreement.sent.to_vec()),
+            capabilities_received: agreement
+                .as_ref()
+                .map_or_else(Vec::new, |agreement| agreement.remote.capabilities.clone()),
+            families,
+            counters: self.session.counters,
+            last_notification_sent: self.session.last_sent().cloned(),
+            last_notification_received: self.session.last_received().cloned(),
+            next_connect_at: self.session.next_connect_at(),
+        }
+    }
+}
+
+/// What a session must know of the configuration.
+pub(super) fn settings(speaker: &SpeakerConfig, peer: &PeerConfig, restarting: bool) -> Settings {
+    Settings {
+        local_asn: speaker.asn,
+        router_id: speaker.router_id,
+        remote_asn: peer.asn,
+        families: peer.family_flags(),
+        passive: peer.passive,
+        timers: peer.timers,
+        graceful_restart: peer.graceful_restart,
+        restarting: speaker
+            .restarting
+            .filter(|_| restarting)
+            .map(|restarting| restarting.forwarding_preserved),
+    }
+}
+
+/// What the RIB must know of an Established session.
+pub(super) fn rib_session(
+    speaker: &SpeakerConfig,
+    peer: &PeerConfig,
+    local: Option<SocketAddr>,
+    up: Up,
+) -> PeerRib {
+    let kind = if peer.asn == speaker.asn {
+        PeerKind::Internal
+    } else {
+        PeerKind::External
+    };
+    let mut next_hop_self = speaker.next_hop_self.map(|address| address.map(Into::into));
+    if let Some(local) = local {
+        next_hop_self[Family::of(local.ip()).index()] = Some(local.ip().into());
+    }
+    PeerRib {
+        next_hop_self,
+        rr_client: peer.route_reflector_client,
+        always_next_hop_self: peer.next_hop_self,
+        import: Arc::clone(&peer.import),
+        export: Arc::clone(&peer.export),
+        max_prefixes: [peer.max_prefixes; 2],
+        ..PeerRib::new(
+            kind,
+            up.remote.asn,
+            up.remote.router_id,
+            peer.address,
+            // Overwritten above; it only has to be of some family.
+            local.map_or(peer.address, |local| local.ip()),
+            up.negotiated,
+        )
+    }
+}
