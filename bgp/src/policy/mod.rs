@@ -323,17 +323,12 @@ impl Match {
 
 impl AsPathMatch {
     fn holds(&self, path: &AsPath) -> bool {
-        let numbers = || {
-            path.0
-                .iter()
-                .flat_map(|segment| segment.asns.iter().copied())
-        };
         match self {
-            AsPathMatch::Empty => numbers().next().is_none(),
-            AsPathMatch::Contains(asn) => numbers().any(|number| number == *asn),
-            AsPathMatch::From(asn) => numbers().next() == Some(*asn),
-            AsPathMatch::OriginatedBy(asn) => numbers().last() == Some(*asn),
-            AsPathMatch::MaxLength(length) => crate::rib::as_path_length(path) <= *length,
+            AsPathMatch::Empty => path.is_empty(),
+            AsPathMatch::Contains(asn) => path.contains(*asn),
+            AsPathMatch::From(asn) => path.neighbor() == Some(*asn),
+            AsPathMatch::OriginatedBy(asn) => path.origin() == Some(*asn),
+            AsPathMatch::MaxLength(length) => path.path_length() <= *length,
         }
     }
 }
@@ -360,9 +355,7 @@ pub fn apply(sets: &[Set], attributes: &mut Attributes) {
                 attributes.large_communities.retain(|have| have != value);
             }
             Set::Prepend(asn, times) => {
-                for _ in 0..*times {
-                    crate::rib::prepend(&mut attributes.as_path, *asn);
-                }
+                attributes.as_path.prepend(*asn, usize::from(*times));
             }
             Set::Origin(origin) => attributes.origin = *origin,
         }

@@ -1,7 +1,34 @@
-//! The routing information base: Adj-RIB-In, Loc-RIB and Adj-RIB-Out of all peers.
+//! The routing information base: Adj-RIB-In, Loc-RIB and Adj-RIB-Out of all peers (RFC 4271 §3.2,
+//! §9), route reflection (RFC 4456), graceful restart of peers (RFC 4724), refresh (RFC 2918,
+//! RFC 7313).
+//!
+//! ```text
+//!  update ─► import ─► table: paths by prefix, best first ─► forwarding changes (poll_change)
+//!            checks,      ▲  decision process                 coalesced by prefix
+//!            policy       │                 └──────────────► groups: what members are to have
+//!                     next hops                               (pull) encoded once for each group
+//! ```
+//!
+//! Pure: no time but the stamps it is given, no IO. Costs grow with what changes; exceptions, each
+//! one walk over the table however much changed: a peer going down, next hops changing, a new
+//! update group.
+//!
+//! Deliberately absent: more than one path for a prefix towards ADD-PATH peers, confederations,
+//! aggregation.
 
+mod arena;
 mod decision;
+mod export;
+mod family;
+mod group;
+mod import;
+mod interned;
+mod outputs;
+mod prefix;
+mod shared;
+mod table;
 mod types;
+mod view;
 
 use std::{net::IpAddr, sync::Arc, time::Instant};
 
@@ -11,137 +38,289 @@ pub use decision::Step;
 pub use types::*;
 
 use crate::{
-    attributes::{AsPath, Segment, SegmentKind},
-    message::Update,
+    message::{NlriList, Update},
     policy::Policy,
-    types::{Asn, Family, PeerId},
+    types::{Family, PeerId},
 };
+use family::FamilyRib;
+use prefix::{Prefix, V4, V6};
+use shared::Shared;
 
 /// The tables of one speaker.
 #[derive(Debug)]
 pub struct Rib {
-    _config: RibConfig,
-    _started: Instant,
+    shared: Shared,
+    v4: FamilyRib<V4>,
+    v6: FamilyRib<V6>,
 }
 
 impl Rib {
     pub fn new(config: RibConfig, now: Instant) -> Self {
         Self {
-            _config: config,
-            _started: now,
+            shared: Shared::new(config, now),
+            v4: FamilyRib::new(),
+            v6: FamilyRib::new(),
         }
     }
 
     /// A session is Established. Paths kept from the session before stay as stale until they are
-    /// replaced or swept.
-    pub fn peer_up(&mut self, _peer: PeerId, _session: PeerRib) {}
+    /// replaced or swept. A peer that is up already is taken down first.
+    pub fn peer_up(&mut self, peer: PeerId, session: PeerRib) {
+        if self
+            .shared
+            .slot(peer)
+            .and_then(|slot| self.shared.peer(slot))
+            .is_some_and(|p| p.up)
+        {
+            self.peer_down(peer, [false; 2]);
+        }
+        let slot = self.shared.bring_up(peer, session);
+        // Stale paths were judged by the session before.
+        self.v4.reassess_peer(&mut self.shared, slot);
+        self.v6.reassess_peer(&mut self.shared, slot);
+        self.v4.join(&mut self.shared, slot, &[]);
+        self.v6.join(&mut self.shared, slot, &[]);
+    }
 
-    /// The session is gone. In the families with `keep_stale` its paths stay, marked stale
-    /// (RFC 4724 §4.2).
-    pub fn peer_down(&mut self, _peer: PeerId, _keep_stale: [bool; 2]) {}
+    /// The session is gone. In the families with `keep_stale` its paths stay, marked stale; those
+    /// that were stale already are removed (RFC 4724 §4.2).
+    pub fn peer_down(&mut self, peer: PeerId, keep_stale: [bool; 2]) {
+        let Some(slot) = self.shared.slot(peer) else {
+            return;
+        };
+        self.v4.leave(&mut self.shared, slot, false);
+        self.v6.leave(&mut self.shared, slot, false);
+        if let Some(peer) = self.shared.peer_mut(slot) {
+            peer.up = false;
+        }
+        let [keep_v4, keep_v6] = keep_stale;
+        self.v4.remove_peer(&mut self.shared, slot, keep_v4);
+        self.v6.remove_peer(&mut self.shared, slot, keep_v6);
+        self.v4.mark_stale(&mut self.shared, slot);
+        self.v6.mark_stale(&mut self.shared, slot);
+        self.shared.forget_if_gone(slot);
+    }
 
     /// Marks everything of the peer stale, as at the begin of a refresh (RFC 7313 §4).
-    pub fn mark_stale(&mut self, _peer: PeerId, _family: Family) {}
+    pub fn mark_stale(&mut self, peer: PeerId, family: Family) {
+        let Some(slot) = self.shared.slot(peer) else {
+            return;
+        };
+        match family {
+            Family::Ipv4Unicast => self.v4.mark_stale(&mut self.shared, slot),
+            Family::Ipv6Unicast => self.v6.mark_stale(&mut self.shared, slot),
+        }
+    }
 
     /// Removes what is still stale.
-    pub fn sweep_stale(&mut self, _peer: PeerId, _family: Family) {}
+    pub fn sweep_stale(&mut self, peer: PeerId, family: Family) {
+        let Some(slot) = self.shared.slot(peer) else {
+            return;
+        };
+        match family {
+            Family::Ipv4Unicast => self.v4.remove_peer(&mut self.shared, slot, true),
+            Family::Ipv6Unicast => self.v6.remove_peer(&mut self.shared, slot, true),
+        }
+        self.shared.forget_if_gone(slot);
+    }
 
-    /// Applies a received UPDATE. An End-of-RIB marker is noted and sweeps stale paths.
+    /// Applies a received UPDATE: withdrawals, then announcements. An End-of-RIB marker is noted
+    /// and sweeps stale paths. After an error the rest of the UPDATE was not applied; the session
+    /// has to go down. Updates of a peer that is not up are ignored.
     pub fn update(
         &mut self,
-        _now: Instant,
-        _peer: PeerId,
-        _update: &Update,
+        now: Instant,
+        peer: PeerId,
+        update: &Update,
     ) -> Result<(), PrefixLimit> {
+        let Some(slot) = self.shared.slot(peer) else {
+            return Ok(());
+        };
+        if !self.shared.peer(slot).is_some_and(|peer| peer.up) {
+            return Ok(());
+        }
+        let stamp = self.shared.stamp(now);
+        for list in &update.withdrawn {
+            match list {
+                NlriList::Ipv4(nlri) => self.v4.withdraw(&mut self.shared, slot, nlri),
+                NlriList::Ipv6(nlri) => self.v6.withdraw(&mut self.shared, slot, nlri),
+            }
+        }
+        for announced in &update.announced {
+            let attributes = &announced.attributes;
+            match &announced.nlri {
+                NlriList::Ipv4(nlri) => {
+                    self.v4
+                        .announce(&mut self.shared, slot, stamp, attributes, nlri)?;
+                }
+                NlriList::Ipv6(nlri) => {
+                    self.v6
+                        .announce(&mut self.shared, slot, stamp, attributes, nlri)?;
+                }
+            }
+        }
+        if let Some(family) = update.end_of_rib {
+            if let Some(peer) = self.shared.peer_mut(slot) {
+                peer.counts[family.index()].end_of_rib_received = true;
+            }
+            self.sweep_stale(peer, family);
+        }
         Ok(())
     }
 
-    /// The peer asked for everything again (RFC 2918).
-    pub fn refresh(&mut self, _peer: PeerId, _family: Family) {}
+    /// The peer asked for everything again (RFC 2918, RFC 7313).
+    pub fn refresh(&mut self, peer: PeerId, family: Family) {
+        let Some(slot) = self.shared.slot(peer) else {
+            return;
+        };
+        match family {
+            Family::Ipv4Unicast => self.v4.refresh(&mut self.shared, slot),
+            Family::Ipv6Unicast => self.v6.refresh(&mut self.shared, slot),
+        }
+    }
 
     /// Decides anew on everything the peer sent.
-    pub fn set_import(&mut self, _peer: PeerId, _import: Arc<Policy>) {}
+    pub fn set_import(&mut self, peer: PeerId, import: Arc<Policy>) {
+        let Some(slot) = self.shared.slot(peer) else {
+            return;
+        };
+        let Some(known) = self.shared.peer_mut(slot) else {
+            return;
+        };
+        if known.session.import == import {
+            return;
+        }
+        known.session.import = import;
+        self.v4.reassess_peer(&mut self.shared, slot);
+        self.v6.reassess_peer(&mut self.shared, slot);
+    }
 
-    /// Decides anew on everything the peer is sent.
-    pub fn set_export(&mut self, _peer: PeerId, _export: Arc<Policy>) {}
+    /// Decides anew on everything the peer is sent: it gets all of it again, and withdrawals of
+    /// what it is no longer to have.
+    pub fn set_export(&mut self, peer: PeerId, export: Arc<Policy>) {
+        let Some(slot) = self.shared.slot(peer) else {
+            return;
+        };
+        let Some(known) = self.shared.peer_mut(slot) else {
+            return;
+        };
+        if known.session.export == export {
+            return;
+        }
+        known.session.export = export;
+        if !known.up {
+            return;
+        }
+        let had = self.v4.leave(&mut self.shared, slot, true);
+        self.v4.join(&mut self.shared, slot, &had);
+        self.v4.unpin(&had);
+        let had = self.v6.leave(&mut self.shared, slot, true);
+        self.v6.join(&mut self.shared, slot, &had);
+        self.v6.unpin(&had);
+    }
 
     /// Originates a prefix, or changes what is originated.
-    pub fn originate(&mut self, _now: Instant, _prefix: IpNet, _route: LocalRoute) {}
+    pub fn originate(&mut self, now: Instant, prefix: IpNet, route: LocalRoute) {
+        let stamp = self.shared.stamp(now);
+        if let Some(key) = V4::from_ip_net(&prefix) {
+            self.v4.originate(&mut self.shared, stamp, key, route);
+        } else if let Some(key) = V6::from_ip_net(&prefix) {
+            self.v6.originate(&mut self.shared, stamp, key, route);
+        }
+    }
 
-    pub fn withdraw_originated(&mut self, _prefix: IpNet) {}
+    pub fn withdraw_originated(&mut self, prefix: IpNet) {
+        if let Some(key) = V4::from_ip_net(&prefix) {
+            self.v4.withdraw_originated(&mut self.shared, key);
+        } else if let Some(key) = V6::from_ip_net(&prefix) {
+            self.v6.withdraw_originated(&mut self.shared, key);
+        }
+    }
 
     /// What is originated is complete: End-of-RIB may be sent.
-    pub fn release_end_of_rib(&mut self) {}
+    pub fn release_end_of_rib(&mut self) {
+        if std::mem::take(&mut self.shared.end_of_rib_held) {
+            for slot in 0..self.shared.peers.len() {
+                self.shared
+                    .notify(u16::try_from(slot).expect("fewer than 65,536 peers"));
+            }
+        }
+    }
 
-    /// What is known of a next hop; for those watched.
-    pub fn set_next_hop(&mut self, _address: IpAddr, _state: NextHopState) {}
+    /// What is known of a next hop; for those watched. Takes effect with the next `poll_change`,
+    /// `poll_dirty_peer` or `pull`, so that many changes cost one walk over the table.
+    pub fn set_next_hop(&mut self, address: IpAddr, state: NextHopState) {
+        self.shared.next_hops.set_state(address, state);
+    }
 
+    /// What depends on next hops and on what is originated, worked out before anybody looks.
+    fn flush(&mut self) {
+        self.v4.flush_originated(&mut self.shared);
+        self.v6.flush_originated(&mut self.shared);
+        if self.shared.next_hops.has_changed() {
+            let (changed, paths) = self.shared.next_hops.take_changed();
+            if paths > 0 {
+                self.v4.next_hops_changed(&mut self.shared, &changed);
+                self.v6.next_hops_changed(&mut self.shared, &changed);
+            }
+        }
+    }
+
+    /// The next wish to hear, or no longer hear, about a next hop. The state of a next hop is
+    /// forgotten with `Unwatch`.
     pub fn poll_next_hop_watch(&mut self) -> Option<NextHopWatch> {
-        None
+        self.flush();
+        self.shared.next_hops.poll_watch()
     }
 
     /// The next change of the forwarding table, coalesced by prefix.
     pub fn poll_change(&mut self) -> Option<RouteChange> {
-        None
+        self.flush();
+        let change = self.v4.poll_change(&mut self.shared);
+        change.or_else(|| self.v6.poll_change(&mut self.shared))
     }
 
     /// A peer that got something to send since it was last returned here.
     pub fn poll_dirty_peer(&mut self) -> Option<PeerId> {
+        self.flush();
+        while let Some(id) = self.shared.dirty_peers.pop_front() {
+            if let Some(slot) = self.shared.slot(id)
+                && let Some(peer) = self.shared.peer_mut(slot)
+            {
+                peer.notified = false;
+                if peer.up {
+                    return Some(id);
+                }
+            }
+        }
         None
     }
 
     /// Whether [`pull`](Self::pull) may have something to send.
-    pub fn has_pending(&self, _peer: PeerId) -> bool {
-        false
+    pub fn has_pending(&self, peer: PeerId) -> bool {
+        let Some(slot) = self.shared.slot(peer) else {
+            return false;
+        };
+        self.v4.has_pending(&self.shared, slot, peer)
+            || self.v6.has_pending(&self.shared, slot, peer)
     }
 
     /// Appends whole UPDATE messages until about `budget_bytes` were appended or nothing is left:
     /// withdrawals first, announcements packed by attribute set, End-of-RIB once for each family
     /// after the initial table.
-    pub fn pull(&mut self, _peer: PeerId, _out: &mut Vec<u8>, _budget_bytes: usize) -> Pulled {
-        Pulled::default()
-    }
-
-    pub fn counts(&self, _peer: PeerId, _family: Family) -> PeerCounts {
-        PeerCounts::default()
-    }
-
-    /// A page of a table.
-    pub fn routes(&self, _query: &RouteQuery) -> RoutePage {
-        RoutePage::default()
-    }
-
-    /// The longest prefix with a usable path that covers the address.
-    pub fn covering(&self, _address: IpAddr) -> Option<IpNet> {
-        None
-    }
-}
-
-/// Length of an AS path as the decision process counts it: a set counts 1, confederation
-/// segments nothing (RFC 4271 §9.1.2.2 a, RFC 5065 §5.3).
-pub fn as_path_length(path: &AsPath) -> usize {
-    path.0
-        .iter()
-        .map(|segment| match segment.kind {
-            SegmentKind::Sequence => segment.asns.len(),
-            SegmentKind::Set => 1,
-            SegmentKind::ConfedSequence | SegmentKind::ConfedSet => 0,
-        })
-        .sum()
-}
-
-/// Prepends one number (RFC 4271 §5.1.2 b): into the leading sequence while it has room.
-pub fn prepend(path: &mut AsPath, asn: Asn) {
-    match path.0.first_mut() {
-        Some(first) if first.kind == SegmentKind::Sequence && first.asns.len() < 255 => {
-            first.asns.insert(0, asn);
+    pub fn pull(&mut self, peer: PeerId, out: &mut Vec<u8>, budget_bytes: usize) -> Pulled {
+        self.flush();
+        let mut pulled = Pulled::default();
+        let Some(slot) = self.shared.slot(peer) else {
+            return pulled;
+        };
+        let end = out.len().saturating_add(budget_bytes.max(1));
+        self.v4.pull(&mut self.shared, slot, out, end, &mut pulled);
+        if out.len() < end {
+            self.v6.pull(&mut self.shared, slot, out, end, &mut pulled);
+        } else {
+            pulled.more |= self.v6.has_pending(&self.shared, slot, peer);
         }
-        _ => path.0.insert(
-            0,
-            Segment {
-                kind: SegmentKind::Sequence,
-                asns: vec![asn],
-            },
-        ),
+        pulled
     }
 }

@@ -1,0 +1,168 @@
+//! What a peer is told of a route: who may get it, and with which attributes.
+
+use std::{net::IpAddr, sync::Arc};
+
+use ipnet::IpNet;
+
+use super::{
+    shared::Shared,
+    types::{PeerKind, PeerRib, Role},
+};
+use crate::{
+    attributes::{Attributes, NextHop, well_known},
+    message::Negotiated,
+    policy::{self, Policy, Set, Source},
+    types::{Asn, Family},
+};
+
+/// Everything that what is sent depends on, apart from the route: peers with equal parameters are
+/// one update group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ExportParameters {
+    pub(super) kind: PeerKind,
+    pub(super) client: bool,
+    pub(super) next_hop_self: Option<NextHop>,
+    pub(super) always_next_hop_self: bool,
+    pub(super) third_party_subnet: Option<IpNet>,
+    pub(super) role: Option<Role>,
+    pub(super) policy: Arc<Policy>,
+    pub(super) negotiated: Arc<Negotiated>,
+}
+
+impl ExportParameters {
+    pub(super) fn new(shared: &Shared, session: &PeerRib, family: Family) -> Self {
+        Self {
+            kind: session.kind,
+            client: shared.is_client(session),
+            next_hop_self: session.next_hop_self[family.index()],
+            always_next_hop_self: session.always_next_hop_self,
+            third_party_subnet: session.third_party_subnet,
+            role: session.role.filter(|_| session.kind == PeerKind::External),
+            policy: session.export.clone(),
+            negotiated: session.negotiated.clone(),
+        }
+    }
+}
+
+/// Where the route that is exported comes from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Origin {
+    pub(super) source: Source,
+    /// Router id of the peer it was learned from.
+    pub(super) router_id: std::net::Ipv4Addr,
+}
+
+/// The rules that depend on the source and on communities only.
+pub(super) fn is_withheld(
+    shared: &Shared,
+    to: &ExportParameters,
+    source: Source,
+    attributes: &Attributes,
+) -> bool {
+    // RFC 4456 §6: between internal peers only by reflection, to or from a client.
+    let internal = to.kind == PeerKind::Internal;
+    let unreflected = match source {
+        Source::Internal => internal && !(to.client && shared.config.cluster_id.is_some()),
+        Source::Client | Source::External | Source::Local => false,
+    };
+    unreflected
+        || attributes.communities.iter().any(|community| match *community {
+            well_known::NO_ADVERTISE => true,
+            // There are no confederations here: both stop at the border of the AS.
+            well_known::NO_EXPORT | well_known::NO_EXPORT_SUBCONFED => !internal,
+            _ => false,
+        })
+        // RFC 9234 §5, egress
+        || attributes.only_to_customer.is_some()
+            && matches!(to.role, Some(Role::Customer | Role::Peer | Role::RouteServerClient))
+}
+
+/// The attributes as they are sent; `None` when there is no next hop to send.
+pub(super) fn attributes(
+    shared: &Shared,
+    to: &ExportParameters,
+    family: Family,
+    origin: Origin,
+    from: &Attributes,
+    sets: &[Set],
+) -> Option<Attributes> {
+    let next_hop = next_hop(to, family, origin.source, from.next_hop)?;
+    let mut out = from.clone();
+    out.next_hop = next_hop;
+    match to.kind {
+        PeerKind::External => {
+            // RFC 4271 §5.1.4: a MED from a neighbouring AS goes no further.
+            if origin.source != Source::Local {
+                out.med = None;
+            }
+            out.originator_id = None;
+            out.cluster_list.clear();
+        }
+        PeerKind::Internal => {
+            // RFC 4271 §5.1.5
+            out.local_pref
+                .get_or_insert(shared.config.default_local_pref);
+            // RFC 4456 §8: reflected.
+            if let (Source::Internal | Source::Client, Some(cluster_id)) =
+                (origin.source, shared.config.cluster_id)
+            {
+                out.originator_id.get_or_insert(origin.router_id);
+                out.cluster_list.insert(0, cluster_id);
+            }
+        }
+    }
+    policy::apply(sets, &mut out);
+    if to.kind == PeerKind::External {
+        out.local_pref = None;
+        // RFC 4271 §5.1.2 b
+        out.as_path.prepend(shared.config.asn, 1);
+    }
+    mark_for_customers(to, shared.config.asn, &mut out);
+    Some(out)
+}
+
+/// RFC 9234 §5, egress.
+fn mark_for_customers(to: &ExportParameters, asn: Asn, out: &mut Attributes) {
+    if matches!(
+        to.role,
+        Some(Role::Provider | Role::Peer | Role::RouteServer)
+    ) {
+        out.only_to_customer.get_or_insert(asn);
+    }
+}
+
+/// RFC 4271 §5.1.3, RFC 2545 §3.
+fn next_hop(
+    to: &ExportParameters,
+    family: Family,
+    source: Source,
+    received: NextHop,
+) -> Option<NextHop> {
+    let can_carry = |next_hop: &NextHop| match (family, next_hop.address) {
+        (Family::Ipv4Unicast, IpAddr::V4(_)) | (Family::Ipv6Unicast, IpAddr::V6(_)) => true,
+        (Family::Ipv4Unicast, IpAddr::V6(_)) => to.negotiated.extended_next_hop,
+        (Family::Ipv6Unicast, IpAddr::V4(_)) => false,
+    };
+    let ours = to.next_hop_self.filter(can_carry);
+    // A link-local address means something on the subnet it came from only.
+    let passed_on = NextHop {
+        address: received.address,
+        link_local: None,
+    };
+    let is_link_local =
+        matches!(received.address, IpAddr::V6(address) if address.is_unicast_link_local());
+    let unchanged = match (to.kind, source) {
+        (_, Source::Local) => false,
+        (PeerKind::External, _) => to
+            .third_party_subnet
+            .is_some_and(|subnet| subnet.contains(&received.address)),
+        (PeerKind::Internal, Source::External) => !to.always_next_hop_self,
+        // RFC 4456 §10: a reflector does not touch the next hop.
+        (PeerKind::Internal, Source::Internal | Source::Client) => true,
+    };
+    if unchanged && !is_link_local && can_carry(&passed_on) {
+        Some(passed_on)
+    } else {
+        ours
+    }
+}

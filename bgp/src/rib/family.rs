@@ -1,0 +1,500 @@
+//! The tables of one family and everything that keeps them in step with each other.
+
+use std::{collections::VecDeque, net::IpAddr, sync::Arc};
+
+use hashbrown::HashMap;
+use smallvec::SmallVec;
+
+use super::{
+    export::ExportParameters,
+    group::Group,
+    import::Import,
+    interned::NO_ATTRIBUTES,
+    prefix::Prefix,
+    shared::{LOCAL, Shared},
+    table::{FORWARDING_DIRTY, NewPath, Outcome, Table, Verdict},
+    types::{LocalRoute, PrefixLimit, Pulled, RouteChange},
+};
+use crate::{
+    attributes::{Attributes, NextHop},
+    message::Nlri,
+    types::{Family, PeerId},
+};
+
+/// Up to so many more-specific prefixes are looked up one by one when a prefix is originated.
+const ENUMERATED: u64 = 1024;
+
+#[derive(Debug)]
+pub(super) struct FamilyRib<K> {
+    pub(super) table: Table<K>,
+    groups: Vec<Option<Group<K>>>,
+    /// Prefixes whose forwarding may have changed.
+    forwarding: VecDeque<u32>,
+    originated: HashMap<K, LocalRoute, foldhash::fast::RandomState>,
+    /// How many prefixes of each length are originated.
+    originated_lengths: Vec<u32>,
+    /// Originations changed: paths inside these prefixes have to be assessed again.
+    reassess_inside: Vec<K>,
+}
+
+impl<K: Prefix> FamilyRib<K> {
+    pub(super) fn new() -> Self {
+        Self {
+            table: Table::new(),
+            groups: Vec::new(),
+            forwarding: VecDeque::new(),
+            originated: HashMap::default(),
+            originated_lengths: vec![0; usize::from(K::MAX_LENGTH) + 1],
+            reassess_inside: Vec::new(),
+        }
+    }
+
+    /// Passes on what the decision process changed.
+    fn changed(&mut self, shared: &mut Shared, route: u32, outcome: Outcome) {
+        if outcome.forwarding {
+            let flags = &mut self.table.routes[route].flags;
+            if *flags & FORWARDING_DIRTY == 0 {
+                *flags |= FORWARDING_DIRTY;
+                self.forwarding.push_back(route);
+            }
+        }
+        if outcome.best {
+            for group in self.groups.iter_mut().flatten() {
+                group.mark(&mut self.table, shared, route);
+            }
+        }
+        self.table.reap(route);
+    }
+
+    pub(super) fn announce(
+        &mut self,
+        shared: &mut Shared,
+        slot: u16,
+        stamp: u32,
+        attributes: &Arc<Attributes>,
+        nlri: &[Nlri<K::Net>],
+    ) -> Result<(), PrefixLimit> {
+        let received = shared.attributes.intern(attributes);
+        let mut import = Import::new(shared, slot, received);
+        let mut result = Ok(());
+        for nlri in nlri {
+            let key = K::new(nlri.prefix);
+            result = self.announce_one(shared, slot, stamp, &mut import, key, nlri.path_id);
+            if result.is_err() {
+                break;
+            }
+        }
+        import.finish(shared);
+        shared.attributes.release(received);
+        result
+    }
+
+    fn announce_one(
+        &mut self,
+        shared: &mut Shared,
+        slot: u16,
+        stamp: u32,
+        import: &mut Import,
+        key: K,
+        path_id: u32,
+    ) -> Result<(), PrefixLimit> {
+        let route = self.table.find_or_insert(key);
+        let peer = shared
+            .peer(slot)
+            .expect("updates come from peers that are up");
+        if let Some(limit) = peer.session.max_prefixes[K::FAMILY.index()]
+            && peer.counts[K::FAMILY.index()].received >= limit
+            && !self
+                .table
+                .paths(route)
+                .any(|path| path.slot == slot && path.path_id == path_id)
+        {
+            self.table.reap(route);
+            return Err(PrefixLimit {
+                family: K::FAMILY,
+                limit,
+            });
+        }
+        let within = self.is_within_originated(key);
+        let (effective, verdict) = import.decide(shared, &key.ip_net(), within);
+        let received = import.received();
+        shared.attributes.retain(received);
+        let path = NewPath {
+            slot,
+            path_id,
+            received,
+            effective,
+            verdict,
+            stamp,
+        };
+        let outcome = self.table.set_path(shared, route, path);
+        self.changed(shared, route, outcome);
+        Ok(())
+    }
+
+    pub(super) fn withdraw(&mut self, shared: &mut Shared, slot: u16, nlri: &[Nlri<K::Net>]) {
+        for nlri in nlri {
+            let Some(route) = self.table.find(K::new(nlri.prefix)) else {
+                continue;
+            };
+            let (_, outcome) = self.table.remove_paths(shared, route, |path| {
+                path.slot == slot && path.path_id == nlri.path_id
+            });
+            self.changed(shared, route, outcome);
+        }
+    }
+
+    /// Removes the paths of a peer, all or those that are stale.
+    pub(super) fn remove_peer(&mut self, shared: &mut Shared, slot: u16, only_stale: bool) {
+        let counts = *shared.counts(slot, K::FAMILY);
+        let mut left = if only_stale {
+            counts.stale
+        } else {
+            counts.received
+        };
+        for route in 0..self.table.routes.end() {
+            if left == 0 {
+                break;
+            }
+            if !self.table.routes[route].is_live() {
+                continue;
+            }
+            let (removed, outcome) = self.table.remove_paths(shared, route, |path| {
+                path.slot == slot && (path.is_stale() || !only_stale)
+            });
+            if removed > 0 {
+                left = left.saturating_sub(removed);
+                self.changed(shared, route, outcome);
+            }
+        }
+    }
+
+    pub(super) fn mark_stale(&mut self, shared: &mut Shared, slot: u16) {
+        let counts = *shared.counts(slot, K::FAMILY);
+        let mut left = counts.received - counts.stale;
+        for route in 0..self.table.routes.end() {
+            if left == 0 {
+                break;
+            }
+            if self.table.routes[route].is_live() {
+                left -= self.table.mark_stale(shared, route, slot);
+            }
+        }
+    }
+
+    /// Whether this prefix equals one that is originated here, or lies inside one.
+    fn is_within_originated(&self, key: K) -> bool {
+        !self.originated.is_empty()
+            && (0..=key.length()).any(|length| {
+                self.originated_lengths[usize::from(length)] > 0
+                    && self.originated.contains_key(&key.truncate(length))
+            })
+    }
+
+    pub(super) fn originate(&mut self, shared: &mut Shared, stamp: u32, key: K, local: LocalRoute) {
+        if self.originated.get(&key) == Some(&local) {
+            return;
+        }
+        let unspecified = match K::FAMILY {
+            Family::Ipv4Unicast => IpAddr::from([0; 4]),
+            Family::Ipv6Unicast => IpAddr::from([0; 16]),
+        };
+        let mut attributes = Attributes::originated(NextHop::from(unspecified));
+        attributes.origin = local.origin;
+        attributes.med = local.med;
+        attributes.communities.clone_from(&local.communities);
+        attributes
+            .large_communities
+            .clone_from(&local.large_communities);
+        if self.originated.insert(key, local).is_none() {
+            self.originated_lengths[usize::from(key.length())] += 1;
+            self.reassess_inside.push(key);
+        }
+        let received = shared.attributes.intern(&Arc::new(attributes));
+        shared.attributes.retain(received);
+        let route = self.table.find_or_insert(key);
+        let path = NewPath {
+            slot: LOCAL,
+            path_id: 0,
+            received,
+            effective: received,
+            verdict: Verdict::rule(None),
+            stamp,
+        };
+        let outcome = self.table.set_path(shared, route, path);
+        self.changed(shared, route, outcome);
+    }
+
+    pub(super) fn withdraw_originated(&mut self, shared: &mut Shared, key: K) {
+        if self.originated.remove(&key).is_none() {
+            return;
+        }
+        self.originated_lengths[usize::from(key.length())] -= 1;
+        self.reassess_inside.push(key);
+        if let Some(route) = self.table.find(key) {
+            let (_, outcome) = self
+                .table
+                .remove_paths(shared, route, |path| path.slot == LOCAL);
+            self.changed(shared, route, outcome);
+        }
+    }
+
+    /// Assesses paths again whose verdict depends on what is originated.
+    pub(super) fn flush_originated(&mut self, shared: &mut Shared) {
+        if self.reassess_inside.is_empty() {
+            return;
+        }
+        let changed = std::mem::take(&mut self.reassess_inside);
+        let depends = shared
+            .peers
+            .iter()
+            .flatten()
+            .any(|peer| peer.session.import.looks_at_originated());
+        if !depends {
+            return;
+        }
+        // A few small blocks: look up what could lie inside. Otherwise one walk for all of them.
+        let mut routes: SmallVec<[u32; 8]> = SmallVec::new();
+        let mut looked_up = 0u64;
+        for key in &changed {
+            for length in key.length()..=K::MAX_LENGTH {
+                if self.table.count_of_length(length) > 0 {
+                    looked_up += 1u64
+                        .checked_shl(u32::from(length - key.length()))
+                        .unwrap_or(ENUMERATED);
+                    looked_up = looked_up.max(1);
+                }
+            }
+        }
+        if looked_up <= ENUMERATED.max(self.table.len() as u64 / 4) {
+            for key in &changed {
+                for length in key.length()..=K::MAX_LENGTH {
+                    if self.table.count_of_length(length) > 0 {
+                        let inside = key.inside(length, u64::MAX);
+                        routes.extend(inside.filter_map(|key| self.table.find(key)));
+                    }
+                }
+            }
+        } else {
+            let lengths: Vec<bool> = (0..=K::MAX_LENGTH)
+                .map(|length| changed.iter().any(|key| key.length() == length))
+                .collect();
+            let changed: hashbrown::HashSet<K, foldhash::fast::RandomState> =
+                changed.into_iter().collect();
+            for route in 0..self.table.routes.end() {
+                let record = &self.table.routes[route];
+                let key = record.key;
+                let hit = record.is_live()
+                    && (0..=key.length()).any(|length| {
+                        lengths[usize::from(length)] && changed.contains(&key.truncate(length))
+                    });
+                if hit {
+                    routes.push(route);
+                }
+            }
+        }
+        for route in routes {
+            self.reassess(shared, route, |_| true);
+        }
+    }
+
+    /// Asks import again about the learned paths of a prefix.
+    fn reassess(&mut self, shared: &mut Shared, route: u32, which: impl Fn(u16) -> bool) {
+        let paths: SmallVec<[(u16, u32, u32); 4]> = self
+            .table
+            .paths(route)
+            .filter(|path| path.slot != LOCAL && which(path.slot))
+            .map(|path| (path.slot, path.path_id, path.received))
+            .collect();
+        let key = self.table.routes[route].key;
+        let within = self.is_within_originated(key);
+        for (slot, path_id, received) in paths {
+            let mut import = Import::new(shared, slot, received);
+            let (effective, verdict) = import.decide(shared, &key.ip_net(), within);
+            import.finish(shared);
+            let outcome = self
+                .table
+                .reassess(shared, route, slot, path_id, effective, verdict);
+            self.changed(shared, route, outcome);
+        }
+    }
+
+    /// Asks import again about everything a peer sent.
+    pub(super) fn reassess_peer(&mut self, shared: &mut Shared, slot: u16) {
+        if shared.counts(slot, K::FAMILY).received == 0 {
+            return;
+        }
+        for route in 0..self.table.routes.end() {
+            if self.table.routes[route].is_live() {
+                self.reassess(shared, route, |other| other == slot);
+            }
+        }
+    }
+
+    /// Decides again where one of these next hops is used.
+    pub(super) fn next_hops_changed(&mut self, shared: &mut Shared, changed: &[u32]) {
+        for route in 0..self.table.routes.end() {
+            if !self.table.routes[route].is_live() {
+                continue;
+            }
+            let concerned = self.table.paths(route).any(|path| {
+                path.slot != LOCAL
+                    && path.effective != NO_ATTRIBUTES
+                    && changed.contains(&shared.attributes.get(path.effective).next_hop)
+            });
+            if concerned {
+                let before = self.table.best(route);
+                let mut outcome = self.table.decide(shared, route, before);
+                // The best path may be the same and its way another.
+                outcome.forwarding = true;
+                self.changed(shared, route, outcome);
+            }
+        }
+    }
+
+    pub(super) fn poll_change(&mut self, shared: &mut Shared) -> Option<RouteChange> {
+        while let Some(route) = self.forwarding.pop_front() {
+            self.table.routes[route].flags &= !FORWARDING_DIRTY;
+            let mut next_hops: SmallVec<[NextHop; 4]> = SmallVec::new();
+            for path in self.table.equal_paths(route) {
+                if path.slot == LOCAL || next_hops.len() >= shared.config.multipath.max(1) {
+                    break;
+                }
+                let set = shared.attributes.get(path.effective);
+                let next_hop = shared.next_hops.next_hop(set.next_hop);
+                if !next_hops.contains(&next_hop) {
+                    next_hops.push(next_hop);
+                }
+            }
+            next_hops.sort_unstable();
+            let new = shared.next_hops.intern_set(&next_hops);
+            let record = &mut self.table.routes[route];
+            let prefix = record.key.ip_net();
+            let old = std::mem::replace(&mut record.forwarding, new);
+            shared.next_hops.release_set(old);
+            self.table.reap(route);
+            if old != new {
+                let next_hops = shared.next_hops.set(new).clone();
+                return Some(RouteChange { prefix, next_hops });
+            }
+        }
+        None
+    }
+
+    /// Makes the peer a member of the group that fits its session. `had`: what it was sent before.
+    pub(super) fn join(&mut self, shared: &mut Shared, slot: u16, had: &[u32]) {
+        let peer = shared.peer(slot).expect("a peer that is up has a slot");
+        let id = peer.id;
+        if !peer.session.negotiated.families[K::FAMILY.index()] {
+            return;
+        }
+        let parameters = ExportParameters::new(shared, &peer.session, K::FAMILY);
+        let known = self.groups.iter().position(|group| {
+            group
+                .as_ref()
+                .is_some_and(|group| group.parameters == parameters)
+        });
+        let index = known.unwrap_or_else(|| {
+            let mut group = Group::new(parameters);
+            for route in 0..self.table.routes.end() {
+                if self.table.routes[route].is_live() && self.table.best(route).is_some() {
+                    group.mark(&mut self.table, shared, route);
+                }
+            }
+            match self.groups.iter().position(Option::is_none) {
+                Some(free) => {
+                    self.groups[free] = Some(group);
+                    free
+                }
+                None => {
+                    self.groups.push(Some(group));
+                    self.groups.len() - 1
+                }
+            }
+        });
+        if let Some(group) = &mut self.groups[index] {
+            group.join(&mut self.table, id, slot, had);
+        }
+        let group = u32::try_from(index).expect("fewer groups than peers");
+        let peer = shared.peer_mut(slot).expect("a peer that is up has a slot");
+        peer.group[K::FAMILY.index()] = Some(group);
+        shared.notify(slot);
+    }
+
+    /// Takes the peer out of its group. `keep_record`: returns what it was sent, pinned until the
+    /// caller calls `unpin`.
+    pub(super) fn leave(&mut self, shared: &mut Shared, slot: u16, keep_record: bool) -> Vec<u32> {
+        let Some(peer) = shared.peer_mut(slot) else {
+            return Vec::new();
+        };
+        let id = peer.id;
+        let Some(index) = peer.group[K::FAMILY.index()].take() else {
+            return Vec::new();
+        };
+        let place = &mut self.groups[index as usize];
+        let Some(group) = place else {
+            return Vec::new();
+        };
+        let mut sent = Vec::new();
+        if keep_record {
+            sent = group.sent_to(&self.table, id);
+            for route in &sent {
+                self.table.pin(*route);
+            }
+        }
+        group.leave(&mut self.table, shared, id);
+        if group.is_empty()
+            && let Some(group) = place.take()
+        {
+            group.dissolve(&mut self.table, shared);
+        }
+        sent
+    }
+
+    pub(super) fn unpin(&mut self, routes: &[u32]) {
+        for route in routes {
+            self.table.unpin(*route);
+        }
+    }
+
+    pub(super) fn group(&self, shared: &Shared, slot: u16) -> Option<&Group<K>> {
+        let index = shared.peer(slot)?.group[K::FAMILY.index()]?;
+        self.groups.get(index as usize)?.as_ref()
+    }
+
+    pub(super) fn refresh(&mut self, shared: &mut Shared, slot: u16) {
+        let Some(peer) = shared.peer(slot) else {
+            return;
+        };
+        let id = peer.id;
+        if let Some(index) = peer.group[K::FAMILY.index()]
+            && let Some(Some(group)) = self.groups.get_mut(index as usize)
+        {
+            group.refresh(&mut self.table, shared, id);
+        }
+    }
+
+    pub(super) fn pull(
+        &mut self,
+        shared: &mut Shared,
+        slot: u16,
+        out: &mut Vec<u8>,
+        end: usize,
+        pulled: &mut Pulled,
+    ) {
+        let Some(peer) = shared.peer(slot) else {
+            return;
+        };
+        let id = peer.id;
+        if let Some(index) = peer.group[K::FAMILY.index()]
+            && let Some(Some(group)) = self.groups.get_mut(index as usize)
+        {
+            group.pull(&mut self.table, shared, id, out, end, pulled);
+        }
+    }
+
+    pub(super) fn has_pending(&self, shared: &Shared, slot: u16, id: PeerId) -> bool {
+        self.group(shared, slot)
+            .is_some_and(|group| group.has_pending(id, shared.end_of_rib_held))
+    }
+}

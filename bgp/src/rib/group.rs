@@ -1,0 +1,846 @@
+//! Adj-RIB-Out: update groups, and what each member still has to be sent.
+//!
+//! Peers with the same export parameters form a group. The group keeps one word for each prefix:
+//! what its members are to have. When the best path of a prefix changes, the prefix becomes dirty;
+//! nothing is computed before a member is ready to send. Then all dirty prefixes are evaluated
+//! together, and what changed is encoded once, withdrawals first and announcements by attribute
+//! set, into a batch of messages that all members in step send.
+//!
+//! ```text
+//!   best path changed ─► dirty ─(a member pulls)─► evaluate ─► batch ─► members in step
+//!                                                     └──────► pending of members out of step
+//! ```
+//!
+//! A member is out of step while it gets the initial table or a refresh, when it is so slow that
+//! batches would pile up, or when a change looks different to it than to the others (a route moved
+//! to or from it: nobody is told of what he sent himself). It then has a set of pending prefixes,
+//! each with what it has been sent, and gets messages of its own until the set is empty.
+
+use std::collections::VecDeque;
+
+use hashbrown::HashMap;
+use smallvec::SmallVec;
+
+use super::{
+    arena::{NONE, Words},
+    export::ExportParameters,
+    outputs::{NOT_SENT, Outputs},
+    prefix::Prefix,
+    shared::Shared,
+    table::Table,
+    types::Pulled,
+};
+use crate::{
+    message::{Negotiated, Nlri, RouteRefresh},
+    types::PeerId,
+    wire::{
+        EncodedAttributes, encode_announce, encode_end_of_rib, encode_route_refresh,
+        encode_withdraw,
+    },
+};
+
+/// In the word of a prefix: it waits to be evaluated.
+const DIRTY: u32 = 1 << 31;
+/// In a pending set: the member may have anything, send it what holds now.
+const UNKNOWN: u32 = u32::MAX;
+/// Prefixes evaluated or encoded at once: bounds the time between looks at the budget.
+const STEP: usize = 16 * 1024;
+/// Size at which a part of a batch is closed; budgets are exceeded by no more than this.
+const SEGMENT_BYTES: usize = 32 * 1024;
+/// Batches kept for members that lag behind; beyond, they fall out of step.
+const BATCHES_BYTES: usize = 4 * 1024 * 1024;
+
+/// A prefix went from one output to another; holds a reference to both and a pin.
+#[derive(Clone, Copy, Debug)]
+struct Change {
+    route: u32,
+    old: u32,
+    new: u32,
+}
+
+/// Whole messages.
+#[derive(Debug)]
+struct Segment {
+    bytes: Vec<u8>,
+    updates: u32,
+    /// Members that this is not for.
+    except: SmallVec<[PeerId; 2]>,
+    /// Changes of the batch up to here are told by this segment and those before.
+    changes_end: usize,
+}
+
+#[derive(Debug)]
+struct Batch {
+    changes: Vec<Change>,
+    segments: Vec<Segment>,
+    size: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refresh {
+    None,
+    /// The begin marker has to be sent.
+    Begin,
+    Running,
+    /// Not asked for by the peer: no markers.
+    Unasked,
+}
+
+#[derive(Debug)]
+struct Member {
+    peer: PeerId,
+    slot: u16,
+    /// In step: the next segment to send, as number of the batch and index.
+    position: Option<(u64, usize)>,
+    /// Out of step: the next prefix of the initial table or of the refresh.
+    dump: Option<u32>,
+    /// The member has been sent things before the dump began.
+    refresh: Refresh,
+    /// Out of step: prefix to what the member has (an output with a reference, or `UNKNOWN`).
+    pending: HashMap<u32, u32, foldhash::fast::RandomState>,
+    /// Outputs of the group that this member must not get.
+    hidden: u32,
+    end_of_rib_sent: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Group<K> {
+    pub(super) parameters: ExportParameters,
+    members: Vec<Member>,
+    /// What the members are to have: an output id, and `DIRTY`. A word that is not 0 pins.
+    words: Words,
+    dirty: VecDeque<u32>,
+    outputs: Outputs,
+    batches: VecDeque<Batch>,
+    /// Number of the first batch still kept.
+    first_batch: u64,
+    batches_size: usize,
+    /// Words with an output.
+    advertised: u32,
+    family: std::marker::PhantomData<K>,
+}
+
+impl<K: Prefix> Group<K> {
+    pub(super) fn new(parameters: ExportParameters) -> Self {
+        Self {
+            parameters,
+            members: Vec::new(),
+            words: Words::default(),
+            dirty: VecDeque::new(),
+            outputs: Outputs::new(),
+            batches: VecDeque::new(),
+            first_batch: 0,
+            batches_size: 0,
+            advertised: 0,
+            family: std::marker::PhantomData,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    fn member(&self, peer: PeerId) -> Option<usize> {
+        self.members.iter().position(|member| member.peer == peer)
+    }
+
+    /// Adds a member that has been sent nothing, or (`had_routes`) that came from another group
+    /// and has been sent these prefixes.
+    pub(super) fn join(&mut self, table: &mut Table<K>, peer: PeerId, slot: u16, had: &[u32]) {
+        let hidden = (0..table.routes.end())
+            .take(if self.advertised > 0 { usize::MAX } else { 0 })
+            .map(|route| self.words.get(route) & !DIRTY)
+            .filter(|output| *output != NOT_SENT && !self.outputs.is_visible(*output, peer))
+            .count();
+        let mut pending = HashMap::default();
+        for route in had {
+            table.pin(*route);
+            pending.insert(*route, UNKNOWN);
+        }
+        self.members.push(Member {
+            peer,
+            slot,
+            position: None,
+            dump: Some(0),
+            refresh: if had.is_empty() {
+                Refresh::None
+            } else {
+                Refresh::Unasked
+            },
+            pending,
+            hidden: u32::try_from(hidden).unwrap_or(u32::MAX),
+            end_of_rib_sent: !had.is_empty(),
+        });
+    }
+
+    /// The prefixes the member has been sent, or may have been.
+    pub(super) fn sent_to(&self, table: &Table<K>, peer: PeerId) -> Vec<u32> {
+        let Some(index) = self.member(peer) else {
+            return Vec::new();
+        };
+        let member = &self.members[index];
+        (0..table.routes.end())
+            .filter(|route| {
+                self.outputs
+                    .is_visible(self.words.get(*route) & !DIRTY, peer)
+                    || member.pending.contains_key(route)
+            })
+            .chain(self.unseen(member).map(|change| change.route))
+            .collect::<std::collections::BTreeSet<_>>()
+            .into_iter()
+            .collect()
+    }
+
+    pub(super) fn leave(&mut self, table: &mut Table<K>, shared: &mut Shared, peer: PeerId) {
+        let Some(index) = self.member(peer) else {
+            return;
+        };
+        let member = self.members.swap_remove(index);
+        for (route, had) in member.pending {
+            release_pending(&mut self.outputs, table, shared, route, had);
+        }
+        self.trim(table, shared);
+    }
+
+    /// Gives back everything; for a group without members.
+    pub(super) fn dissolve(mut self, table: &mut Table<K>, shared: &mut Shared) {
+        self.trim(table, shared);
+        for route in 0..table.routes.end() {
+            let word = self.words.get(route);
+            if word != 0 {
+                self.outputs.release(shared, word & !DIRTY);
+                table.unpin(route);
+            }
+        }
+    }
+
+    /// The best path of the prefix changed.
+    pub(super) fn mark(&mut self, table: &mut Table<K>, shared: &mut Shared, route: u32) {
+        let word = self.words.slot(route);
+        if *word & DIRTY != 0 {
+            return;
+        }
+        if *word == 0 {
+            table.pin(route);
+        }
+        *word |= DIRTY;
+        let first = self.dirty.is_empty();
+        self.dirty.push_back(route);
+        if first {
+            for member in &self.members {
+                shared.notify(member.slot);
+            }
+        }
+    }
+
+    pub(super) fn refresh(&mut self, table: &mut Table<K>, shared: &mut Shared, peer: PeerId) {
+        if let Some(index) = self.member(peer) {
+            self.detach(table, index);
+            let member = &mut self.members[index];
+            member.dump = Some(0);
+            member.refresh = Refresh::Begin;
+            shared.notify(member.slot);
+        }
+    }
+
+    pub(super) fn has_pending(&self, peer: PeerId, end_of_rib_held: bool) -> bool {
+        let Some(index) = self.member(peer) else {
+            return false;
+        };
+        let member = &self.members[index];
+        let in_step = match member.position {
+            None => false,
+            Some((batch, _)) => batch == self.next_batch(),
+        };
+        !self.dirty.is_empty() || !in_step || (!member.end_of_rib_sent && !end_of_rib_held)
+    }
+
+    fn next_batch(&self) -> u64 {
+        self.first_batch + self.batches.len() as u64
+    }
+
+    /// Prefixes in the Adj-RIB-Out of the member.
+    pub(super) fn advertised(&self, peer: PeerId) -> u32 {
+        let hidden = self
+            .member(peer)
+            .map_or(self.advertised, |index| self.members[index].hidden);
+        self.advertised.saturating_sub(hidden)
+    }
+
+    /// The output of a prefix for a member.
+    pub(super) fn output(&self, route: u32, peer: PeerId) -> Option<u32> {
+        let output = self.words.get(route) & !DIRTY;
+        self.outputs.is_visible(output, peer).then_some(output)
+    }
+
+    pub(super) fn outputs(&self) -> &Outputs {
+        &self.outputs
+    }
+
+    pub(super) fn end_of_rib_sent(&self, peer: PeerId) -> bool {
+        self.member(peer)
+            .is_some_and(|index| self.members[index].end_of_rib_sent)
+    }
+
+    /// See [`Rib::pull`](super::Rib::pull).
+    pub(super) fn pull(
+        &mut self,
+        table: &mut Table<K>,
+        shared: &mut Shared,
+        peer: PeerId,
+        out: &mut Vec<u8>,
+        end: usize,
+        pulled: &mut Pulled,
+    ) {
+        let Some(index) = self.member(peer) else {
+            return;
+        };
+        let family = K::FAMILY;
+        let (afi, safi) = family.afi_safi();
+        let negotiated = self.parameters.negotiated.clone();
+        loop {
+            if out.len() >= end {
+                pulled.more |= self.has_pending(peer, shared.end_of_rib_held);
+                break;
+            }
+            let member = &mut self.members[index];
+            if let Some((batch, segment)) = member.position {
+                if batch < self.first_batch + self.batches.len() as u64 {
+                    self.send_segment(index, batch, segment, out, pulled);
+                    continue;
+                }
+                self.trim(table, shared);
+                if !self.dirty.is_empty() {
+                    self.evaluate(table, shared);
+                    continue;
+                }
+            } else {
+                if !self.dirty.is_empty() {
+                    self.evaluate(table, shared);
+                    continue;
+                }
+                if member.refresh == Refresh::Begin {
+                    member.refresh = Refresh::Running;
+                    if negotiated.enhanced_route_refresh {
+                        // RFC 7313 §4
+                        encode_route_refresh(
+                            out,
+                            &RouteRefresh {
+                                afi,
+                                safi,
+                                subtype: 1,
+                            },
+                        );
+                    }
+                }
+                if member.dump.is_some() {
+                    self.send_dump(index, table, shared, out, pulled);
+                    continue;
+                }
+                if !member.pending.is_empty() {
+                    self.send_pending(index, table, shared, out, pulled);
+                    continue;
+                }
+                let refresh = std::mem::replace(&mut member.refresh, Refresh::None);
+                if refresh == Refresh::Running && negotiated.enhanced_route_refresh {
+                    // RFC 7313 §4
+                    encode_route_refresh(
+                        out,
+                        &RouteRefresh {
+                            afi,
+                            safi,
+                            subtype: 2,
+                        },
+                    );
+                }
+                let next = self.first_batch + self.batches.len() as u64;
+                member.position = Some((next, 0));
+                continue;
+            }
+            let member = &mut self.members[index];
+            if !member.end_of_rib_sent && !shared.end_of_rib_held {
+                // RFC 4724 §3
+                member.end_of_rib_sent = true;
+                encode_end_of_rib(out, family);
+                pulled.updates += 1;
+                pulled.end_of_rib[family.index()] = true;
+            }
+            break;
+        }
+    }
+
+    /// Copies one segment of a batch.
+    fn send_segment(
+        &mut self,
+        index: usize,
+        batch: u64,
+        segment: usize,
+        out: &mut Vec<u8>,
+        pulled: &mut Pulled,
+    ) {
+        let member = &mut self.members[index];
+        let place = usize::try_from(batch - self.first_batch).expect("batches fit in memory");
+        let segments = &self.batches[place].segments;
+        match segments.get(segment) {
+            Some(found) => {
+                if !found.except.contains(&member.peer) {
+                    out.extend_from_slice(&found.bytes);
+                    pulled.updates += found.updates;
+                }
+                member.position = Some((batch, segment + 1));
+            }
+            None => member.position = Some((batch + 1, 0)),
+        }
+    }
+
+    /// Sends the next part of the whole table.
+    fn send_dump(
+        &mut self,
+        index: usize,
+        table: &mut Table<K>,
+        shared: &mut Shared,
+        out: &mut Vec<u8>,
+        pulled: &mut Pulled,
+    ) {
+        let member = &mut self.members[index];
+        let from = member.dump.expect("called while a dump runs");
+        let mut announce = Vec::new();
+        let mut route = from;
+        while route < table.routes.end() && announce.len() < STEP {
+            let output = self.words.get(route) & !DIRTY;
+            if self.outputs.is_visible(output, member.peer) {
+                announce.push((self.outputs.sent(output), route));
+                if let Some(had) = member.pending.remove(&route) {
+                    release_pending(&mut self.outputs, table, shared, route, had);
+                }
+            }
+            route += 1;
+        }
+        member.dump = (route < table.routes.end()).then_some(route);
+        announce.sort_unstable();
+        let sender = Sender {
+            table,
+            outputs: &self.outputs,
+            parameters: &self.parameters,
+        };
+        sender.send(&[], &announce, out, pulled);
+    }
+
+    /// Sends a part of the pending prefixes of a member out of step.
+    fn send_pending(
+        &mut self,
+        index: usize,
+        table: &mut Table<K>,
+        shared: &mut Shared,
+        out: &mut Vec<u8>,
+        pulled: &mut Pulled,
+    ) {
+        let member = &mut self.members[index];
+        let peer = member.peer;
+        let taken: Vec<(u32, u32)> = if member.pending.len() <= STEP {
+            member.pending.drain().collect()
+        } else {
+            member.pending.extract_if(|_, _| true).take(STEP).collect()
+        };
+        let mut withdraw = Vec::new();
+        let mut announce = Vec::new();
+        for (route, had) in &taken {
+            let output = self.words.get(*route) & !DIRTY;
+            if self.outputs.is_visible(output, peer) {
+                let sent = self.outputs.sent(output);
+                if *had == UNKNOWN || self.outputs.sent(*had) != sent {
+                    announce.push((sent, *route));
+                }
+            } else if *had != NOT_SENT {
+                withdraw.push(*route);
+            }
+        }
+        withdraw.sort_unstable();
+        announce.sort_unstable();
+        let sender = Sender {
+            table,
+            outputs: &self.outputs,
+            parameters: &self.parameters,
+        };
+        sender.send(&withdraw, &announce, out, pulled);
+        for (route, had) in taken {
+            release_pending(&mut self.outputs, table, shared, route, had);
+        }
+        if self.members[index].pending.capacity() > 4 * STEP {
+            self.members[index].pending.shrink_to_fit();
+        }
+    }
+
+    /// Changes that a member in step has not been told yet.
+    fn unseen<'a>(&'a self, member: &Member) -> impl Iterator<Item = &'a Change> + use<'a, K> {
+        let (batch, segment) = member.position.unwrap_or((self.next_batch(), 0));
+        let skip = usize::try_from(batch - self.first_batch).expect("batches fit in memory");
+        let mut told = match (self.batches.get(skip), segment) {
+            (Some(batch), 1..) => batch.segments[segment - 1].changes_end,
+            _ => 0,
+        };
+        self.batches.iter().skip(skip).flat_map(move |batch| {
+            let start = std::mem::take(&mut told);
+            &batch.changes[start..]
+        })
+    }
+
+    /// Takes a member out of step.
+    fn detach(&mut self, table: &mut Table<K>, index: usize) {
+        if self.members[index].position.is_none() {
+            return;
+        }
+        let unseen: Vec<Change> = self.unseen(&self.members[index]).copied().collect();
+        let member = &mut self.members[index];
+        member.position = None;
+        for change in unseen {
+            note(&mut self.outputs, member, change, |route| table.pin(route));
+        }
+    }
+
+    /// Works out what the members are to have for the dirty prefixes (a bounded number of them),
+    /// and what is to be sent for it.
+    fn evaluate(&mut self, table: &mut Table<K>, shared: &mut Shared) {
+        let mut changes: Vec<Change> = Vec::with_capacity(self.dirty.len().min(STEP));
+        while changes.len() < STEP {
+            let Some(route) = self.dirty.pop_front() else {
+                break;
+            };
+            let new = match table.best(route) {
+                None => NOT_SENT,
+                Some(best) => {
+                    let key = table.routes[route].key;
+                    self.outputs.output(shared, &self.parameters, key, best)
+                }
+            };
+            let word = self.words.slot(route);
+            let old = std::mem::replace(word, new) & !DIRTY;
+            if old == new {
+                self.outputs.release(shared, new);
+                if new == NOT_SENT {
+                    table.unpin(route);
+                }
+                continue;
+            }
+            self.outputs.retain(new);
+            table.pin(route);
+            if new == NOT_SENT {
+                table.unpin(route);
+                self.advertised -= 1;
+            } else if old == NOT_SENT {
+                self.advertised += 1;
+            }
+            changes.push(Change { route, old, new });
+        }
+        self.tell_members_apart(table, &changes);
+        for member in &mut self.members {
+            if member.position.is_none() {
+                for change in &changes {
+                    note(&mut self.outputs, member, *change, |route| table.pin(route));
+                }
+            }
+        }
+        if self.members.iter().any(|member| member.position.is_some()) {
+            self.seal(table, shared, changes);
+        } else {
+            for change in changes {
+                self.release_change(table, shared, change);
+            }
+        }
+    }
+
+    /// Keeps the count of hidden outputs, and takes those members out of step to whom a change
+    /// looks different than to the others and is not nothing.
+    fn tell_members_apart(&mut self, table: &mut Table<K>, changes: &[Change]) {
+        let members: HashMap<PeerId, usize, foldhash::fast::RandomState> = self
+            .members
+            .iter()
+            .enumerate()
+            .map(|(index, member)| (member.peer, index))
+            .collect();
+        let mut apart: SmallVec<[usize; 4]> = SmallVec::new();
+        for change in changes {
+            let (old, new) = (
+                self.outputs.hidden(change.old),
+                self.outputs.hidden(change.new),
+            );
+            for peer in old.into_iter().flatten() {
+                if let Some(index) = members.get(&peer) {
+                    self.members[*index].hidden -= 1;
+                    if self.outputs.is_visible(change.new, peer) {
+                        apart.push(*index);
+                    }
+                }
+            }
+            for peer in new.into_iter().flatten() {
+                if let Some(index) = members.get(&peer) {
+                    self.members[*index].hidden += 1;
+                    if self.outputs.is_visible(change.old, peer) {
+                        apart.push(*index);
+                    }
+                }
+            }
+            apart.dedup();
+        }
+        apart.sort_unstable();
+        apart.dedup();
+        for index in apart {
+            self.detach(table, index);
+        }
+    }
+
+    /// Makes a batch of the changes.
+    fn seal(&mut self, table: &mut Table<K>, shared: &mut Shared, changes: Vec<Change>) {
+        let is_member = |peer: &PeerId| self.members.iter().any(|member| member.peer == *peer);
+        // Members that must not see some of it, each combination once.
+        let mut excepts: Vec<SmallVec<[PeerId; 2]>> = vec![SmallVec::new()];
+        let mut last = ([None; 2], [None; 2], 0);
+        let mut items: Vec<(u32, u32, Change)> = Vec::with_capacity(changes.len());
+        let mut nothing = Vec::new();
+        for change in changes {
+            let (old, new) = (self.outputs.sent(change.old), self.outputs.sent(change.new));
+            if old == new {
+                nothing.push(change);
+                continue;
+            }
+            let (old_hidden, new_hidden) = (
+                self.outputs.hidden(change.old),
+                self.outputs.hidden(change.new),
+            );
+            if (old_hidden, new_hidden) != (last.0, last.1) {
+                let mut except: SmallVec<[PeerId; 2]> = old_hidden
+                    .into_iter()
+                    .chain(new_hidden)
+                    .flatten()
+                    .filter(is_member)
+                    .collect();
+                except.sort_unstable();
+                except.dedup();
+                let known = excepts.iter().position(|known| *known == except);
+                let number = known.unwrap_or_else(|| {
+                    excepts.push(except);
+                    excepts.len() - 1
+                });
+                last = (old_hidden, new_hidden, number);
+            }
+            // Withdrawals first; `NONE + 1` is 0.
+            let number = u32::try_from(last.2).expect("fewer combinations than prefixes");
+            items.push((new.wrapping_add(1), number, change));
+        }
+        for change in nothing {
+            self.release_change(table, shared, change);
+        }
+        if items.is_empty() {
+            return;
+        }
+        items.sort_unstable_by_key(|(sent, except, change)| {
+            (*sent != 0, *except, *sent, change.route)
+        });
+        let mut batch = Batch {
+            changes: Vec::new(),
+            segments: Vec::new(),
+            size: 0,
+        };
+        let sender = Sender {
+            table,
+            outputs: &self.outputs,
+            parameters: &self.parameters,
+        };
+        let mut start = 0;
+        for run in items.chunk_by(|a, b| (a.0 != 0, a.1) == (b.0 != 0, b.1)) {
+            let except = &excepts[run[0].1 as usize];
+            let withdraws = run[0].0 == 0;
+            let announce: Vec<(u32, u32)> = run
+                .iter()
+                .map(|(sent, _, change)| (sent.wrapping_sub(1), change.route))
+                .collect();
+            let mut done = 0;
+            while done < run.len() {
+                let mut bytes = Vec::new();
+                let mut updates = 0;
+                let taken = if withdraws {
+                    let routes: Vec<u32> = announce[done..].iter().map(|(_, r)| *r).collect();
+                    sender.withdraw(&routes, &mut bytes, SEGMENT_BYTES, &mut updates)
+                } else {
+                    sender.announce(&announce[done..], &mut bytes, SEGMENT_BYTES, &mut updates)
+                };
+                done += taken;
+                bytes.shrink_to_fit();
+                batch.size += bytes.len() + taken * size_of::<Change>();
+                let changes_end = start + done;
+                batch.segments.push(Segment {
+                    bytes,
+                    updates,
+                    except: except.clone(),
+                    changes_end,
+                });
+            }
+            start += run.len();
+        }
+        batch.changes = items.into_iter().map(|(_, _, change)| change).collect();
+        self.batches_size += batch.size;
+        self.batches.push_back(batch);
+        // Never so many batches that a slow member holds up memory.
+        while self.batches_size > BATCHES_BYTES && self.batches.len() > 1 {
+            for index in 0..self.members.len() {
+                if self.members[index]
+                    .position
+                    .is_some_and(|(batch, _)| batch == self.first_batch)
+                {
+                    self.detach(table, index);
+                }
+            }
+            self.trim(table, shared);
+        }
+    }
+
+    /// Drops batches that every member in step has sent.
+    fn trim(&mut self, table: &mut Table<K>, shared: &mut Shared) {
+        let positions = self.members.iter().filter_map(|member| member.position);
+        let needed = positions
+            .map(|(batch, _)| batch)
+            .min()
+            .unwrap_or(self.next_batch());
+        while self.first_batch < needed {
+            let batch = self
+                .batches
+                .pop_front()
+                .expect("positions are not beyond the end");
+            self.first_batch += 1;
+            self.batches_size -= batch.size;
+            for change in batch.changes {
+                self.release_change(table, shared, change);
+            }
+        }
+    }
+
+    fn release_change(&mut self, table: &mut Table<K>, shared: &mut Shared, change: Change) {
+        self.outputs.release(shared, change.old);
+        self.outputs.release(shared, change.new);
+        table.unpin(change.route);
+    }
+}
+
+/// Adds a change to the pending set of a member out of step.
+fn note(outputs: &mut Outputs, member: &mut Member, change: Change, pin: impl FnOnce(u32)) {
+    let had = if outputs.is_visible(change.old, member.peer) {
+        change.old
+    } else {
+        NOT_SENT
+    };
+    // What a first dump has not reached yet, the member does not have.
+    if member.refresh == Refresh::None && member.dump.is_some_and(|next| change.route >= next) {
+        return;
+    }
+    let nothing = had == NOT_SENT && !outputs.is_visible(change.new, member.peer);
+    if nothing || member.pending.contains_key(&change.route) {
+        return;
+    }
+    outputs.retain(had);
+    pin(change.route);
+    member.pending.insert(change.route, had);
+}
+
+fn release_pending<K: Prefix>(
+    outputs: &mut Outputs,
+    table: &mut Table<K>,
+    shared: &mut Shared,
+    route: u32,
+    had: u32,
+) {
+    if had != UNKNOWN {
+        outputs.release(shared, had);
+    }
+    table.unpin(route);
+}
+
+/// Encodes prefixes.
+struct Sender<'a, K> {
+    table: &'a Table<K>,
+    outputs: &'a Outputs,
+    parameters: &'a ExportParameters,
+}
+
+impl<K: Prefix> Sender<'_, K> {
+    fn negotiated(&self) -> &Negotiated {
+        &self.parameters.negotiated
+    }
+
+    fn nlri(&self, route: u32) -> Nlri<K::Net> {
+        // Where the peer asked for path identifiers, the one path we send has number 1.
+        let path_id = u32::from(self.negotiated().add_path_send[K::FAMILY.index()]);
+        Nlri {
+            path_id,
+            prefix: self.table.routes[route].key.net(),
+        }
+    }
+
+    /// Everything; `announce` is sorted by attributes.
+    fn send(
+        &self,
+        withdraw: &[u32],
+        announce: &[(u32, u32)],
+        out: &mut Vec<u8>,
+        pulled: &mut Pulled,
+    ) {
+        self.withdraw(withdraw, out, usize::MAX, &mut pulled.updates);
+        self.announce(announce, out, usize::MAX, &mut pulled.updates);
+    }
+
+    /// Encodes until `limit` octets were appended; says how many prefixes were taken.
+    fn withdraw(
+        &self,
+        routes: &[u32],
+        out: &mut Vec<u8>,
+        limit: usize,
+        updates: &mut u32,
+    ) -> usize {
+        let nlri: Vec<_> = routes.iter().map(|route| self.nlri(*route)).collect();
+        let start = out.len();
+        let mut done = 0;
+        while done < nlri.len() && out.len() - start < limit {
+            done += encode_withdraw(out, self.negotiated(), &nlri[done..]).max(1);
+            *updates += 1;
+        }
+        done
+    }
+
+    /// As `withdraw`; each item is attributes and prefix, sorted by attributes.
+    fn announce(
+        &self,
+        items: &[(u32, u32)],
+        out: &mut Vec<u8>,
+        limit: usize,
+        updates: &mut u32,
+    ) -> usize {
+        let start = out.len();
+        let mut taken = 0;
+        let mut nlri = Vec::new();
+        for run in items.chunk_by(|a, b| a.0 == b.0) {
+            debug_assert_ne!(run[0].0, NONE);
+            let attributes = self.outputs.attributes(run[0].0);
+            let encoded = EncodedAttributes::new(attributes, self.negotiated(), K::FAMILY);
+            nlri.clear();
+            nlri.extend(run.iter().map(|(_, route)| self.nlri(*route)));
+            let mut done = 0;
+            while done < nlri.len() {
+                if out.len() - start >= limit {
+                    return taken + done;
+                }
+                match encode_announce(out, self.negotiated(), &encoded, &nlri[done..]) {
+                    Ok(count) => {
+                        done += count.max(1);
+                        *updates += 1;
+                    }
+                    Err(error) => {
+                        // Checked before an output is made.
+                        tracing::error!(%error, "prefixes not sent");
+                        done = nlri.len();
+                    }
+                }
+            }
+            taken += run.len();
+        }
+        taken
+    }
+}

@@ -1,0 +1,197 @@
+//! What happens to a received path before it may compete: loop checks, roles, policy.
+//!
+//! The checks depend on attributes and peer only and are made once for all prefixes of an UPDATE
+//! that share attributes; policy is asked for each prefix.
+
+use std::{net::IpAddr, sync::Arc};
+
+use ipnet::IpNet;
+use smallvec::SmallVec;
+
+use super::{
+    interned::NO_ATTRIBUTES,
+    shared::Shared,
+    table::Verdict,
+    types::{Ineligible, PeerKind, PeerRib, Role},
+};
+use crate::{
+    attributes::Attributes,
+    policy::{self, Policy, RouteFacts, Source},
+};
+
+/// The import of one attribute set from one peer.
+#[derive(Debug)]
+pub(super) struct Import {
+    received: u32,
+    /// Why every path with these attributes is refused.
+    refused: Option<Ineligible>,
+    /// The attributes that policy sees.
+    base: u32,
+    policy: Arc<Policy>,
+    source: Source,
+    /// What rules with alterations made of the base, by rule; a reference is held to each.
+    altered: SmallVec<[(usize, u32); 2]>,
+}
+
+impl Import {
+    /// `received` must be referenced for as long as the import lasts.
+    pub(super) fn new(shared: &mut Shared, slot: u16, received: u32) -> Self {
+        let peer = shared
+            .peer(slot)
+            .expect("updates come from peers that are up");
+        let session = &peer.session;
+        let policy = session.import.clone();
+        let source = shared.source(slot);
+        let attributes = shared.attributes.get(received).attributes.clone();
+        let refused = refuse(shared, session, &attributes);
+        let base = match refused {
+            Some(_) => {
+                shared.attributes.retain(received);
+                received
+            }
+            None => match normalise(session, &attributes) {
+                Some(changed) => shared.attributes.intern(&Arc::new(changed)),
+                None => {
+                    shared.attributes.retain(received);
+                    received
+                }
+            },
+        };
+        Self {
+            received,
+            refused,
+            base,
+            policy,
+            source,
+            altered: SmallVec::new(),
+        }
+    }
+
+    pub(super) fn received(&self) -> u32 {
+        self.received
+    }
+
+    /// The attributes that count for this prefix, with a reference, and what decided.
+    pub(super) fn decide(
+        &mut self,
+        shared: &mut Shared,
+        prefix: &IpNet,
+        within_originated: bool,
+    ) -> (u32, Verdict) {
+        if let Some(why) = self.refused {
+            return (NO_ATTRIBUTES, Verdict::ineligible(why));
+        }
+        let attributes = &shared.attributes.get(self.base).attributes;
+        let facts = RouteFacts {
+            prefix,
+            attributes,
+            source: self.source,
+            within_originated,
+        };
+        let decision = self.policy.decide(facts);
+        let verdict = Verdict::rule(decision.rule);
+        let effective = match decision.accept {
+            None => NO_ATTRIBUTES,
+            Some([]) => self.base,
+            Some(sets) => {
+                let rule = decision.rule.expect("a rule with alterations matched");
+                match self.altered.iter().find(|(known, _)| *known == rule) {
+                    Some((_, altered)) => *altered,
+                    None => {
+                        let mut altered = Attributes::clone(attributes);
+                        policy::apply(sets, &mut altered);
+                        let altered = shared.attributes.intern(&Arc::new(altered));
+                        self.altered.push((rule, altered));
+                        altered
+                    }
+                }
+            }
+        };
+        shared.attributes.retain(effective);
+        (effective, verdict)
+    }
+
+    pub(super) fn finish(self, shared: &mut Shared) {
+        shared.attributes.release(self.base);
+        for (_, altered) in self.altered {
+            shared.attributes.release(altered);
+        }
+    }
+}
+
+/// Checks that no policy can lift.
+fn refuse(shared: &Shared, session: &PeerRib, attributes: &Attributes) -> Option<Ineligible> {
+    // RFC 4271 §9.1.2: our own number in the path is a loop.
+    let own = attributes.as_path.count(shared.config.asn);
+    if own > usize::from(session.allow_own_as) {
+        return Some(Ineligible::AsLoop);
+    }
+    match session.kind {
+        PeerKind::External => {
+            // RFC 4271 §6.3
+            if session.enforce_first_as && attributes.as_path.neighbor() != Some(session.remote_asn)
+            {
+                return Some(Ineligible::FirstAsMismatch);
+            }
+            // RFC 9234 §5, ingress
+            if let (Some(role), Some(otc)) = (session.role, attributes.only_to_customer) {
+                match role {
+                    Role::Provider | Role::RouteServer => return Some(Ineligible::RouteLeak),
+                    Role::Peer if otc != session.remote_asn => {
+                        return Some(Ineligible::RouteLeak);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        PeerKind::Internal => {
+            // RFC 4456 §8
+            if attributes.originator_id == Some(shared.config.router_id) {
+                return Some(Ineligible::OriginatorIsUs);
+            }
+            if let Some(cluster_id) = shared.config.cluster_id
+                && attributes.cluster_list.contains(&cluster_id)
+            {
+                return Some(Ineligible::ClusterLoop);
+            }
+        }
+    }
+    // RFC 4271 §5.1.3
+    let next_hop = attributes.next_hop;
+    let ours = session.next_hop_self.iter().flatten().any(|own| {
+        own.address == next_hop.address
+            || own
+                .link_local
+                .is_some_and(|own| IpAddr::V6(own) == next_hop.address)
+    });
+    ours.then_some(Ineligible::NextHopIsOurs)
+}
+
+/// What must not be believed from this kind of peer is taken out, what it implies put in. `None`
+/// when nothing changes.
+fn normalise(session: &PeerRib, attributes: &Attributes) -> Option<Attributes> {
+    if session.kind == PeerKind::Internal {
+        return None;
+    }
+    // RFC 9234 §5, ingress
+    let marks = matches!(
+        session.role,
+        Some(Role::Customer | Role::Peer | Role::RouteServerClient)
+    );
+    let add_otc = marks && attributes.only_to_customer.is_none();
+    // RFC 4271 §5.1.5, RFC 4456 §8: internal attributes, ignored from outside.
+    let foreign = attributes.local_pref.is_some()
+        || attributes.originator_id.is_some()
+        || !attributes.cluster_list.is_empty();
+    if !add_otc && !foreign {
+        return None;
+    }
+    let mut changed = attributes.clone();
+    changed.local_pref = None;
+    changed.originator_id = None;
+    changed.cluster_list.clear();
+    if add_otc {
+        changed.only_to_customer = Some(session.remote_asn);
+    }
+    Some(changed)
+}
