@@ -4,4 +4,5 @@
 //! everything away again. [`bench`] holds the measuring programs' shared parts: statistics, raw
 //! netlink at the kernel's limit and a BGP injector.
 
+pub mod bench;
 pub mod lab;

@@ -24,6 +24,7 @@ pub mod netns;
 pub mod ping;
 pub mod process;
 mod reaper;
+pub mod single;
 pub mod two_nodes;
 pub mod wait;
 pub mod workload;
@@ -194,9 +195,13 @@ impl Lab {
 
     /// Deletes a namespace before the lab ends. Its processes must have ended.
     pub fn delete_namespace(&self, namespace: &Netns) -> Result<()> {
-        self.state()
-            .namespaces
-            .retain(|n| n.name() != namespace.name());
+        {
+            let mut state = self.state();
+            let name = namespace.name();
+            state.namespaces.retain(|n| n.name() != name);
+            // Their handles would keep the namespace alive.
+            state.dumps.retain(|dump| dump.namespace.name() != name);
+        }
         namespace.delete()
     }
 

@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::{AsRawFd as _, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -113,11 +113,6 @@ impl Netns {
         })
     }
 
-    /// A descriptor of the namespace, valid as long as this handle.
-    pub fn raw_fd(&self) -> RawFd {
-        self.file.as_raw_fd()
-    }
-
     /// Kills what runs inside. Only programs of the lab can be inside a namespace of the lab.
     pub(super) fn kill_processes(&self) {
         let Ok(pids) = run(Command::new("ip").args(["netns", "pids", &self.name])) else {
@@ -133,6 +128,12 @@ impl Netns {
 
     pub(super) fn delete(&self) -> Result<()> {
         run(Command::new("ip").args(["netns", "delete", &self.name])).map(drop)
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

@@ -90,9 +90,10 @@ impl Endless {
         self.0.log_text().matches("bytes from").count()
     }
 
-    /// Ends it. The last request may still be without its answer: the caller waits for one more
-    /// answer first when the end must not count.
-    pub fn finish(self) -> Result<Report> {
+    /// Ends it right after an answer, so that no request is still on its way.
+    pub fn finish(self, lab: &Lab) -> Result<Report> {
+        let so_far = self.answers();
+        lab.wait_until("one more answer", PATIENCE, || self.answers() > so_far)?;
         self.0.end(Signal::SIGINT, PATIENCE)?;
         Report::parse(&self.0.log_text())
     }

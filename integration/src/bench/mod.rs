@@ -1,0 +1,53 @@
+//! What the measuring programs share.
+//!
+//! * [`netlink`]: raw rtnetlink in large batches: the kernel's limit beside every figure
+//! * [`attach`]: workloads through the API, and through raw netlink
+//! * [`injector`]: a BGP speaker that sends pre-encoded routes, with an encoder of its own so that
+//!   it is a witness and not a mirror of the library under test
+//! * [`fib`]: when a kernel holds exactly the routes it should
+//! * [`routes`]: the three together, for one daemon after the other
+//! * [`report`]: tables on the terminal and in `docs/benchmarks`
+
+pub mod attach;
+pub mod fib;
+pub mod injector;
+pub mod netlink;
+pub mod report;
+pub mod routes;
+
+use std::time::Duration;
+
+/// The value below which this share of the sorted `values` lies.
+pub fn percentile(values: &[Duration], share: f64) -> Duration {
+    let mut sorted = values.to_vec();
+    sorted.sort();
+    let last = sorted.len().saturating_sub(1);
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "an index into a short list"
+    )]
+    let index = (share * last as f64 + 0.5) as usize;
+    sorted.get(index.min(last)).copied().unwrap_or_default()
+}
+
+/// The middle one of an odd number of values.
+pub fn median(values: &[Duration]) -> Duration {
+    percentile(values, 0.5)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_values_of_the_list() {
+        let values: Vec<_> = (1..=100).rev().map(Duration::from_millis).collect();
+        assert_eq!(percentile(&values, 0.0), Duration::from_millis(1));
+        assert_eq!(percentile(&values, 0.5), Duration::from_millis(51));
+        assert_eq!(percentile(&values, 0.99), Duration::from_millis(99));
+        assert_eq!(percentile(&values, 1.0), Duration::from_millis(100));
+        assert_eq!(median(&[]), Duration::ZERO);
+    }
+}
