@@ -14,8 +14,8 @@ list() {
     ip netns list | sed 's/^/namespace: /'
     ip -brief link | awk '{ print "link: " $1 }'
     { ip route show table all; ip -6 route show table all; } | sed 's/^/route: /'
-    # This shell, its children (the listing itself) and their parents are no leftovers.
-    ps -e -o pid=,ppid=,args= | awk -v self=$$ '$1 != self && $2 != self && !/ps -e -o|isolated.sh/ { print "process: " $0 }'
+    # Without this shell and the listing itself. Orphans are children of this shell.
+    ps -e -o args= | grep -v -e '^ps -e -o args=' -e '^grep -v' -e '^sed s/' -e isolated.sh | sed 's/^/process: /' || true
     find $TMPDIR -mindepth 1 -maxdepth 1 | sed 's/^/file: /'
 }
 
