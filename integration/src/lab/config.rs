@@ -159,3 +159,31 @@ impl BirdConfig {
         text
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::two_nodes;
+
+    #[test]
+    fn the_agent_accepts_the_configurations_of_the_lab() {
+        let directory = tempfile::tempdir().expect("directory");
+        let key = directory.path().join("key");
+        std::fs::write(&key, "secret\n").expect("key");
+        for number in [1, 2] {
+            let mut config = two_nodes::node_config(number);
+            config.bgp = "import = \"all\"\nhold_time = \"240s\"".into();
+            config.pools.push(Pool::new("tiny", "10.99.0.0/29", 29));
+            config.claim.push("10.99.0.0/29".into());
+            let mut peer = Peer::new("tor", "10.1.1.1", 64513);
+            peer.extra = format!("password_file = {key:?}\npassive = true\nmax_prefixes = 2000000");
+            config.peers.push(peer);
+            config.extra = "[telemetry]\nmetrics_listen = \"127.0.0.1:9473\"".into();
+            let file = directory.path().join("agentd.toml");
+            std::fs::write(&file, config.toml(directory.path())).expect("file");
+            if let Err(errors) = agentd::config::Config::load(&file) {
+                panic!("{errors}\n{}", config.toml(directory.path()));
+            }
+        }
+    }
+}
