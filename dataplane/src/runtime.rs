@@ -2,57 +2,97 @@
 //!
 //! All decisions are the reconciler's. This task carries inputs to it (commands, results, changes,
 //! time) and its outputs to the kernel and to the daemon.
+//!
+//! | channel | bound | on full |
+//! |---|---|---|
+//! | commands | [`COMMANDS`] | the caller waits |
+//! | events | [`EVENTS`] lists, then [`EVENT_BACKLOG`] events | no commands are taken until the daemon reads |
+//! | kernel's changes | the socket's buffer | the kernel drops them: everything is read again |
 
-use std::net::IpAddr;
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use ipnet::IpNet;
-use tokio::task::JoinHandle;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
 
 use crate::{
     desired::{Event, Object, ObjectId, Source},
-    linux::OpenError,
-    reconcile::{Config, KernelRoute, Lookup, NextHopView, ObjectStatus, Status},
+    kernel::{OpError, OpResult, Snapshot},
+    linux::{ChangeEvent, Changes, Kernel, OpenError},
+    reconcile::{
+        BatchId, Config, KernelRoute, Lookup, NextHopView, ObjectStatus, Output, QueryId,
+        Reconciler, Status,
+    },
 };
+
+/// Commands that wait. Each can carry many objects.
+const COMMANDS: usize = 256;
+/// Commands and changes taken before the reconciler's outputs are looked at: what comes together
+/// is written together.
+const TAKEN_TOGETHER: usize = 256;
+/// Lists of events that wait.
+const EVENTS: usize = 16;
+/// Events beyond that, until commands are not taken any more.
+const EVENT_BACKLOG: usize = 65_536;
+/// When there is nothing to wait for.
+const FAR: Duration = Duration::from_secs(3600);
 
 /// The task has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the dataplane has stopped")]
 pub struct Stopped;
 
+enum Command {
+    Set(Vec<Object>),
+    Remove(Vec<ObjectId>),
+    SourceSynced(Source),
+    WatchNextHops {
+        add: Vec<IpAddr>,
+        remove: Vec<IpAddr>,
+    },
+    /// Looks at the reconciler and sends away what it saw.
+    View(Box<dyn FnOnce(&Reconciler) + Send>),
+    Shutdown,
+}
+
 /// Drives the dataplane. Calls wait while the command queue is full.
 #[derive(Clone, Debug)]
-pub struct Handle {}
+pub struct Handle {
+    commands: mpsc::Sender<Command>,
+}
 
 impl Handle {
     /// Wants these objects; one with the id of an earlier one replaces it.
     pub async fn set(&self, objects: Vec<Object>) -> Result<(), Stopped> {
-        let _ = objects;
-        Err(Stopped)
+        self.send(Command::Set(objects)).await
     }
 
     pub async fn remove(&self, ids: Vec<ObjectId>) -> Result<(), Stopped> {
-        let _ = ids;
-        Err(Stopped)
+        self.send(Command::Remove(ids)).await
     }
 
     /// All that this source wants has been set: what else carries our marks may be deleted.
     pub async fn source_synced(&self, source: Source) -> Result<(), Stopped> {
-        let _ = source;
-        Err(Stopped)
+        self.send(Command::SourceSynced(source)).await
     }
 
-    /// Each added address is reported once at once, and then on every change.
+    /// Each added address is reported once soon, and then on every change.
     pub async fn watch_next_hops(
         &self,
         add: Vec<IpAddr>,
         remove: Vec<IpAddr>,
     ) -> Result<(), Stopped> {
-        let _ = (add, remove);
-        Err(Stopped)
+        self.send(Command::WatchNextHops { add, remove }).await
     }
 
     pub async fn status(&self) -> Result<Status, Stopped> {
-        Err(Stopped)
+        self.view(Reconciler::status).await
     }
 
     /// This agent's routes in the kernel, in order of prefix, those after `after`; with `within`,
@@ -63,44 +103,216 @@ impl Handle {
         after: Option<IpNet>,
         limit: usize,
     ) -> Result<Vec<KernelRoute>, Stopped> {
-        let _ = (within, after, limit);
-        Err(Stopped)
+        self.view(move |reconciler| reconciler.routes(within, after, limit))
+            .await
     }
 
     /// State of a wanted object; `None` when it is not wanted.
     pub async fn object(&self, id: ObjectId) -> Result<Option<ObjectStatus>, Stopped> {
-        let _ = id;
-        Err(Stopped)
+        self.view(move |reconciler| reconciler.object(&id)).await
     }
 
     /// Next hops that are watched or used, in order of address.
     pub async fn next_hops(&self) -> Result<Vec<NextHopView>, Stopped> {
-        Err(Stopped)
+        self.view(Reconciler::next_hops).await
     }
 
     /// What the kernel does with packets to this address.
     pub async fn lookup(&self, address: IpAddr) -> Result<Lookup, Stopped> {
-        let _ = address;
-        Err(Stopped)
+        self.view(move |reconciler| reconciler.lookup(address))
+            .await
     }
 
     /// Ends the task. What is in the kernel stays as it is.
-    pub async fn shutdown(&self) {}
+    pub async fn shutdown(&self) {
+        // Stopped already is as good.
+        let _ = self.send(Command::Shutdown).await;
+    }
+
+    async fn send(&self, command: Command) -> Result<(), Stopped> {
+        self.commands.send(command).await.map_err(|_| Stopped)
+    }
+
+    async fn view<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Reconciler) -> T + Send + 'static,
+    ) -> Result<T, Stopped> {
+        let (answer, answered) = oneshot::channel();
+        let command = Command::View(Box::new(move |reconciler| {
+            // The caller may have gone.
+            let _ = answer.send(look(reconciler));
+        }));
+        self.send(command).await?;
+        answered.await.map_err(|_| Stopped)
+    }
 }
 
 /// What the reconciler reports, in order.
 #[derive(Debug)]
-pub struct Events {}
+pub struct Events {
+    lists: mpsc::Receiver<Vec<Event>>,
+}
 
 impl Events {
     /// At least one event; `None` once the task has ended. May be dropped while waiting.
     pub async fn next(&mut self) -> Option<Vec<Event>> {
-        None
+        self.lists.recv().await
     }
 }
 
-/// Starts the task; call it inside a tokio runtime.
+/// Starts the task; call it inside a tokio runtime. The network namespace is the calling thread's.
 pub fn spawn(config: Config) -> Result<(Handle, Events, JoinHandle<()>), OpenError> {
-    let _ = config;
-    Ok((Handle {}, Events {}, tokio::spawn(async {})))
+    let (kernel, changes) = Kernel::open()?;
+    let (commands, receiver) = mpsc::channel(COMMANDS);
+    let (sender, lists) = mpsc::channel(EVENTS);
+    let task = Task {
+        reconciler: Reconciler::new(config, Instant::now()),
+        kernel,
+        batch: None,
+        queries: FuturesUnordered::new(),
+        events: Vec::new(),
+    };
+    let join = tokio::spawn(task.run(changes, receiver, sender));
+    Ok((Handle { commands }, Events { lists }, join))
+}
+
+type Answer = (QueryId, Result<Snapshot, OpError>);
+
+struct Task {
+    reconciler: Reconciler,
+    kernel: Kernel,
+    /// The batch on its way.
+    batch: Option<BoxFuture<'static, (BatchId, Vec<OpResult>)>>,
+    queries: FuturesUnordered<BoxFuture<'static, Answer>>,
+    /// Not yet taken by the daemon.
+    events: Vec<Event>,
+}
+
+enum Next {
+    GoOn,
+    End,
+}
+
+impl Task {
+    async fn run(
+        mut self,
+        mut changes: Changes,
+        mut commands: mpsc::Receiver<Command>,
+        events: mpsc::Sender<Vec<Event>>,
+    ) {
+        let mut taken = Vec::with_capacity(TAKEN_TOGETHER);
+        let mut hearing = true;
+        loop {
+            self.carry_out();
+            let timeout = self
+                .reconciler
+                .poll_timeout()
+                .unwrap_or_else(|| Instant::now() + FAR);
+            tokio::select! {
+                (id, results) = next_of(&mut self.batch) => {
+                    self.batch = None;
+                    self.reconciler.handle_results(Instant::now(), id, results);
+                }
+                Some((id, answer)) = self.queries.next() => {
+                    self.reconciler.handle_snapshot(Instant::now(), id, answer);
+                }
+                change = changes.next(), if hearing => {
+                    hearing = change.is_some();
+                    let now = Instant::now();
+                    let mut next = change;
+                    let mut left = TAKEN_TOGETHER;
+                    while let Some(event) = next {
+                        self.hear(now, event);
+                        left -= 1;
+                        // A change that is taken is handled: none is asked for beyond the number.
+                        next = match left {
+                            0 => None,
+                            _ => changes.next().now_or_never().flatten(),
+                        };
+                    }
+                }
+                count = commands.recv_many(&mut taken, TAKEN_TOGETHER),
+                    if self.events.len() < EVENT_BACKLOG =>
+                {
+                    if count == 0 {
+                        // No handle is left.
+                        return;
+                    }
+                    let now = Instant::now();
+                    for command in taken.drain(..) {
+                        if let Next::End = self.obey(now, command) {
+                            return;
+                        }
+                    }
+                }
+                permit = events.reserve(), if !self.events.is_empty() => match permit {
+                    Ok(permit) => permit.send(std::mem::take(&mut self.events)),
+                    // Nobody listens any more.
+                    Err(_) => return,
+                },
+                () = tokio::time::sleep_until(timeout.into()) => {
+                    self.reconciler.handle_timeout(Instant::now());
+                }
+            }
+        }
+    }
+
+    fn hear(&mut self, now: Instant, event: ChangeEvent) {
+        match event {
+            ChangeEvent::Change(place, change) => self.reconciler.handle_change(now, place, change),
+            ChangeEvent::Overrun => self.reconciler.handle_overrun(now),
+        }
+    }
+
+    fn obey(&mut self, now: Instant, command: Command) -> Next {
+        match command {
+            Command::Set(objects) => {
+                for object in objects {
+                    self.reconciler.set(now, object);
+                }
+            }
+            Command::Remove(ids) => {
+                for id in ids {
+                    self.reconciler.remove(now, id);
+                }
+            }
+            Command::SourceSynced(source) => self.reconciler.source_synced(now, source),
+            Command::WatchNextHops { add, remove } => {
+                for address in remove {
+                    self.reconciler.unwatch_next_hop(now, address);
+                }
+                for address in add {
+                    self.reconciler.watch_next_hop(now, address);
+                }
+            }
+            Command::View(look) => look(&self.reconciler),
+            Command::Shutdown => return Next::End,
+        }
+        Next::GoOn
+    }
+
+    /// Hands the reconciler's outputs on. The kernel's threads begin at once.
+    fn carry_out(&mut self) {
+        while let Some(output) = self.reconciler.poll_output() {
+            match output {
+                Output::Apply { id, ops } => {
+                    let results = self.kernel.apply(ops);
+                    self.batch = Some(async move { (id, results.await) }.boxed());
+                }
+                Output::Query { id, query } => {
+                    let answer = self.kernel.query(query);
+                    self.queries.push(async move { (id, answer.await) }.boxed());
+                }
+                Output::Event(event) => self.events.push(event),
+            }
+        }
+    }
+}
+
+/// Waits for ever where there is none.
+async fn next_of<T>(slot: &mut Option<BoxFuture<'static, T>>) -> T {
+    match slot {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
 }

@@ -16,11 +16,38 @@
 //!   two sockets do. Some effects of own operations are still heard, because the kernel does not say
 //!   who caused them (a carrier that comes up, RTM_NEWNETCONF after a sysctl).
 
+mod decode;
+mod describe;
+mod encode;
+mod group;
 mod listener;
+mod netns;
+mod pipe;
+mod read;
+mod socket;
+mod sysctl;
+mod write;
 
-use crate::kernel::{Change, Op, OpError, OpResult, Place, Query, Snapshot};
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    thread,
+};
+
+use hashbrown::HashMap;
+use tokio::sync::oneshot;
 
 pub use self::listener::Changes;
+use self::{
+    netns::Home,
+    read::Reader,
+    socket::{Ports, Socket},
+    write::Writer,
+};
+use crate::{
+    desired::Netns,
+    kernel::{Change, Op, OpError, OpResult, Place, Query, Snapshot},
+};
 
 /// What [`Changes::next`] yields.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,22 +74,99 @@ pub enum OpenError {
     },
 }
 
-/// The Linux kernel of the namespace in which it was opened.
+/// Which namespaces the numbers mean that notifications carry.
+///
+/// Behind a lock, because the writer and the reader learn them and the listener needs them at once;
+/// it is held for one look-up.
+#[derive(Debug, Default)]
+struct Namespaces {
+    by_nsid: Mutex<HashMap<i32, Netns>>,
+}
+
+impl Namespaces {
+    fn learn(&self, nsid: i32, netns: &Netns) {
+        let mut map = self.by_nsid.lock().unwrap_or_else(PoisonError::into_inner);
+        if map.get(&nsid) != Some(netns) {
+            map.insert(nsid, netns.clone());
+        }
+    }
+
+    fn forget(&self, nsid: i32) {
+        let mut map = self.by_nsid.lock().unwrap_or_else(PoisonError::into_inner);
+        map.remove(&nsid);
+    }
+
+    fn get(&self, nsid: i32) -> Option<Netns> {
+        let map = self.by_nsid.lock().unwrap_or_else(PoisonError::into_inner);
+        map.get(&nsid).cloned()
+    }
+}
+
+type WriteJob = (Vec<Op>, oneshot::Sender<Vec<OpResult>>);
+type ReadJob = (Query, oneshot::Sender<Result<Snapshot, OpError>>);
+
+/// The Linux kernel, seen from the namespace in which it was opened. Its threads end when it is
+/// dropped, after what they have been given.
 #[derive(Debug)]
-pub struct Kernel {}
+pub struct Kernel {
+    writer: Mutex<mpsc::Sender<WriteJob>>,
+    reader: Mutex<mpsc::Sender<ReadJob>>,
+    parts: Parts,
+}
+
+/// What a thread is made of.
+#[derive(Debug)]
+struct Parts {
+    home: Home,
+    ports: Ports,
+    write_socket: Arc<Socket>,
+    read_socket: Arc<Socket>,
+    namespaces: Arc<Namespaces>,
+}
 
 impl Kernel {
     /// Opens sockets in the calling thread's network namespace, and subscribes to changes. Call it
     /// inside a tokio runtime.
     pub fn open() -> Result<(Kernel, Changes), OpenError> {
-        Ok((Kernel {}, Changes {}))
+        capabilities()?;
+        let system = |what| move |source| OpenError::System { what, source };
+        let ports = Ports::choose();
+        let namespaces = Arc::new(Namespaces::default());
+        // Before anything is read: nothing may change unheard in between.
+        let changes = Changes::open(ports, Arc::clone(&namespaces))?;
+        let open = |number| {
+            Socket::open(ports, number)
+                .map(Arc::new)
+                .map_err(system("cannot open a netlink socket"))
+        };
+        let parts = Parts {
+            home: Home::here().map_err(system("cannot open the own network namespace"))?,
+            ports,
+            write_socket: open(Ports::WRITER)?,
+            read_socket: open(Ports::READER)?,
+            namespaces,
+        };
+        let start = system("cannot start a thread");
+        let kernel = Kernel {
+            writer: Mutex::new(parts.start_writer().map_err(start)?),
+            reader: Mutex::new(parts.start_reader().map_err(start)?),
+            parts,
+        };
+        Ok((kernel, changes))
     }
 
     /// Carries out a batch. One result for each operation, in the same order. Batches are carried
-    /// out in the order of the calls, also when the caller does not wait for the answer.
+    /// out in the order of the calls, also when the caller does not wait for the answer. The caller
+    /// bounds how many are on their way.
     pub fn apply(&self, ops: Vec<Op>) -> impl Future<Output = Vec<OpResult>> + Send + 'static {
         let count = ops.len();
-        async move { vec![Ok(()); count] }
+        let (answer, answered) = oneshot::channel();
+        submit(&self.writer, (ops, answer), || self.parts.start_writer());
+        async move {
+            answered
+                .await
+                .unwrap_or_else(|_| vec![Err(stopped("the writer of netlink messages")); count])
+        }
     }
 
     /// Reads what is asked. Queries are answered in order, independently of batches.
@@ -70,7 +174,115 @@ impl Kernel {
         &self,
         query: Query,
     ) -> impl Future<Output = Result<Snapshot, OpError>> + Send + 'static {
-        let _ = query;
-        async move { Ok(Snapshot::default()) }
+        let (answer, answered) = oneshot::channel();
+        submit(&self.reader, (query, answer), || self.parts.start_reader());
+        async move {
+            answered
+                .await
+                .unwrap_or_else(|_| Err(stopped("the reader of netlink messages")))
+        }
     }
+}
+
+fn stopped(what: &str) -> OpError {
+    OpError {
+        errno: libc::EIO,
+        text: format!("{what} has stopped").into(),
+    }
+}
+
+/// Hands a job to a thread; to a new one where the old one had to end.
+fn submit<T>(
+    thread: &Mutex<mpsc::Sender<T>>,
+    job: T,
+    start: impl FnOnce() -> io::Result<mpsc::Sender<T>>,
+) {
+    let mut sender = thread.lock().unwrap_or_else(PoisonError::into_inner);
+    let Err(mpsc::SendError(job)) = sender.send(job) else {
+        return;
+    };
+    match start() {
+        Ok(new) => {
+            // Should this one end at once, too, the job's answer says so.
+            let _ = new.send(job);
+            *sender = new;
+        }
+        Err(error) => tracing::error!(%error, "cannot start a thread"),
+    }
+}
+
+impl Parts {
+    fn start_writer(&self) -> io::Result<mpsc::Sender<WriteJob>> {
+        let mut writer = Writer::new(
+            self.home.again()?,
+            Arc::clone(&self.write_socket),
+            self.ports,
+            Arc::clone(&self.namespaces),
+        );
+        let (sender, jobs) = mpsc::channel::<WriteJob>();
+        thread::Builder::new()
+            .name("netlink-write".to_owned())
+            .spawn(move || {
+                for (ops, answer) in jobs {
+                    let _ = answer.send(writer.apply(&ops));
+                    if writer.lost() {
+                        return;
+                    }
+                }
+            })?;
+        Ok(sender)
+    }
+
+    fn start_reader(&self) -> io::Result<mpsc::Sender<ReadJob>> {
+        let mut reader = Reader::new(
+            self.home.again()?,
+            Arc::clone(&self.read_socket),
+            self.ports,
+            Arc::clone(&self.namespaces),
+        );
+        let (sender, jobs) = mpsc::channel::<ReadJob>();
+        thread::Builder::new()
+            .name("netlink-read".to_owned())
+            .spawn(move || {
+                for (query, answer) in jobs {
+                    let _ = answer.send(reader.query(&query));
+                    if reader.lost() {
+                        return;
+                    }
+                }
+            })?;
+        Ok(sender)
+    }
+}
+
+/// Refuses to start where every operation would fail later.
+fn capabilities() -> Result<(), OpenError> {
+    let status =
+        std::fs::read_to_string("/proc/self/status").map_err(|source| OpenError::System {
+            what: "cannot read /proc/self/status",
+            source,
+        })?;
+    match missing_capability(&status) {
+        Some(capability) => Err(OpenError::Capability { capability }),
+        None => Ok(()),
+    }
+}
+
+/// From the text of /proc/self/status.
+fn missing_capability(status: &str) -> Option<&'static str> {
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .unwrap_or(0);
+    // linux/capability.h. CAP_NET_ADMIN: links, addresses, routes. CAP_SYS_ADMIN: setns into
+    // workloads' namespaces. CAP_NET_BROADCAST: hearing of changes there.
+    [
+        (12, "CAP_NET_ADMIN"),
+        (21, "CAP_SYS_ADMIN"),
+        (11, "CAP_NET_BROADCAST"),
+    ]
+    .into_iter()
+    .find(|(bit, _)| effective & (1 << bit) == 0)
+    .map(|(_, name)| name)
 }

@@ -1,0 +1,777 @@
+//! The Linux driver against the kernel.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::{net::IpAddr, time::Duration};
+
+use common::{Workload, ip, on_a_host};
+use dataplane::{
+    desired::Netns,
+    kernel::{
+        Address, Change, CreateVeth, Gateway, LinkKind, Neighbour, NextHop, NextHopKind, Op,
+        OpResult, PROTOCOL_AGENTD, PROTOCOL_AGENTD_BGP, Place, Query, Route, Snapshot, Target,
+    },
+    linux::{ChangeEvent, Changes, Kernel},
+};
+use ipnet::IpNet;
+
+const HOST_INDEX: u32 = 1_000_001;
+const PEER_INDEX: u32 = 2;
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn address(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn veth(name: &str, index: u32, netns: &Netns) -> CreateVeth {
+    CreateVeth {
+        name: name.to_owned(),
+        index,
+        alias: format!("agentd:{name}"),
+        mac: [0xee; 6],
+        mtu: 1420,
+        peer_netns: netns.clone(),
+        peer_name: "eth0".to_owned(),
+        peer_index: PEER_INDEX,
+        peer_mac: [2, 0, 0, 0, 0, 7],
+    }
+}
+
+fn route(prefix: &str, target: Target) -> Route {
+    Route {
+        prefix: net(prefix),
+        table: 254,
+        metric: if prefix.contains(':') { 1024 } else { 0 },
+        protocol: PROTOCOL_AGENTD,
+        target,
+    }
+}
+
+fn sysctl(place: &Place, path: &str, value: &str) -> Op {
+    Op::WriteSysctl {
+        place: place.clone(),
+        path: path.to_owned(),
+        value: value.to_owned(),
+    }
+}
+
+/// All that a workload needs, in the order of a plan.
+fn attach(netns: &Netns) -> Vec<Op> {
+    let inside = Place::Netns(netns.clone());
+    let host = Place::Host;
+    let neighbour = |place: &Place, index, text, mac| Op::ReplaceNeighbour {
+        place: place.clone(),
+        neighbour: Neighbour {
+            index,
+            address: address(text),
+            mac,
+            permanent: true,
+        },
+    };
+    let add_address = |place: &Place, index, text| Op::AddAddress {
+        place: place.clone(),
+        address: Address {
+            index,
+            net: net(text),
+            nodad: text.contains(':'),
+        },
+    };
+    let add_route = |place: &Place, route| Op::AddRoute {
+        place: place.clone(),
+        route,
+    };
+    let via = |prefix: &str, gateway: &str| {
+        route(
+            prefix,
+            Target::Gateways(vec![Gateway {
+                address: Some(address(gateway)),
+                index: PEER_INDEX,
+                onlink: false,
+                weight: 1,
+            }]),
+        )
+    };
+    let peer_mac = [2, 0, 0, 0, 0, 7];
+    vec![
+        Op::CreateVeth(Box::new(veth("agt0", HOST_INDEX, netns))),
+        sysctl(&host, "net/ipv4/conf/agt0/proxy_arp", "1"),
+        sysctl(&host, "net/ipv4/conf/agt0/forwarding", "1"),
+        sysctl(&host, "net/ipv4/conf/agt0/rp_filter", "1"),
+        sysctl(&host, "net/ipv4/neigh/agt0/proxy_delay", "0"),
+        sysctl(&host, "net/ipv6/conf/agt0/accept_dad", "0"),
+        sysctl(&host, "net/ipv6/conf/agt0/proxy_ndp", "1"),
+        add_address(&host, HOST_INDEX, "fe80::ecee:eeff:feee:eeee/64"),
+        neighbour(&host, HOST_INDEX, "10.244.1.5", peer_mac),
+        add_route(
+            &host,
+            route("10.244.1.5/32", Target::Link { index: HOST_INDEX }),
+        ),
+        add_route(
+            &host,
+            route("fd00:1::5/128", Target::Link { index: HOST_INDEX }),
+        ),
+        sysctl(&inside, "net/ipv6/conf/eth0/accept_ra", "0"),
+        add_address(&inside, PEER_INDEX, "10.244.1.5/32"),
+        add_address(&inside, PEER_INDEX, "fd00:1::5/128"),
+        neighbour(&inside, PEER_INDEX, "169.254.1.1", [0xee; 6]),
+        add_route(
+            &inside,
+            route("169.254.1.1/32", Target::Link { index: PEER_INDEX }),
+        ),
+        add_route(&inside, via("0.0.0.0/0", "169.254.1.1")),
+        add_route(&inside, via("::/0", "fe80::ecee:eeff:feee:eeee")),
+    ]
+}
+
+fn all_ok(results: &[OpResult]) {
+    for (index, result) in results.iter().enumerate() {
+        assert!(result.is_ok(), "operation {index}: {result:?}");
+    }
+}
+
+fn errno(result: &OpResult) -> i32 {
+    result.as_ref().err().map_or(0, |error| error.errno)
+}
+
+async fn place(kernel: &Kernel, place: Place) -> Snapshot {
+    kernel
+        .query(Query::Place {
+            place,
+            sysctls: Vec::new(),
+        })
+        .await
+        .unwrap()
+}
+
+#[test]
+fn a_workload_is_made_in_place_with_all_its_values() {
+    on_a_host(|| async {
+        let workload = Workload::new();
+        let netns = workload.netns();
+        let (kernel, _changes) = Kernel::open().unwrap();
+        all_ok(&kernel.apply(attach(&netns)).await);
+
+        let link = ip("-d link show agt0");
+        assert!(link.contains("1000001: agt0@if2:"), "{link}");
+        assert!(link.contains("mtu 1420"), "{link}");
+        assert!(link.contains("ee:ee:ee:ee:ee:ee"), "{link}");
+        assert!(link.contains("alias agentd:agt0"), "{link}");
+        assert!(link.contains("addrgenmode none"), "{link}");
+        assert_eq!(
+            ip("route show").trim(),
+            "10.244.1.5 dev agt0 proto 70 scope link"
+        );
+        let inside = workload.ip("route show");
+        assert_eq!(
+            inside.lines().map(str::trim).collect::<Vec<_>>(),
+            [
+                "default via 169.254.1.1 dev eth0 proto 70",
+                "169.254.1.1 dev eth0 proto 70 scope link"
+            ]
+        );
+        assert_eq!(workload.read("/proc/sys/net/ipv6/conf/eth0/accept_ra"), "0");
+        for (file, value) in [
+            ("ipv4/conf/agt0/proxy_arp", "1"),
+            ("ipv4/conf/agt0/forwarding", "1"),
+            ("ipv4/conf/agt0/rp_filter", "1"),
+            ("ipv4/neigh/agt0/proxy_delay", "0"),
+            ("ipv6/conf/agt0/accept_dad", "0"),
+            ("ipv6/conf/agt0/proxy_ndp", "1"),
+        ] {
+            let read = common::run("cat", &format!("/proc/sys/net/{file}"));
+            assert_eq!(read.trim(), value, "{file}");
+        }
+
+        let answer = kernel
+            .query(Query::Link {
+                place: Place::Host,
+                index: HOST_INDEX,
+                neighbours: vec![address("10.244.1.5"), address("10.9.9.9")],
+                sysctls: vec![
+                    "net/ipv4/conf/agt0/rp_filter".to_owned(),
+                    "net/ipv4/conf/agt0/no_such".to_owned(),
+                ],
+            })
+            .await
+            .unwrap();
+        assert_eq!(answer.links.len(), 1);
+        let link = &answer.links[0];
+        assert_eq!(
+            (link.name.as_str(), link.mtu, link.up),
+            ("agt0", 1420, true)
+        );
+        assert_eq!(link.kind, LinkKind::Veth);
+        assert_eq!(link.alias.as_deref(), Some("agentd:agt0"));
+        assert_eq!(link.peer_index, Some(PEER_INDEX));
+        assert!(link.running);
+        assert_eq!(
+            answer.addresses,
+            [Address {
+                index: HOST_INDEX,
+                net: net("fe80::ecee:eeff:feee:eeee/64"),
+                nodad: true
+            }]
+        );
+        assert_eq!(answer.neighbours.len(), 1);
+        assert_eq!(answer.neighbours[0].mac, [2, 0, 0, 0, 0, 7]);
+        assert_eq!(
+            answer.sysctls,
+            [
+                (
+                    "net/ipv4/conf/agt0/rp_filter".to_owned(),
+                    Some("1".to_owned())
+                ),
+                ("net/ipv4/conf/agt0/no_such".to_owned(), None)
+            ]
+        );
+
+        let inside = place(&kernel, Place::Netns(netns)).await;
+        let eth0 = inside
+            .links
+            .iter()
+            .find(|link| link.name == "eth0")
+            .unwrap();
+        assert_eq!((eth0.index, eth0.mtu, eth0.up), (PEER_INDEX, 1420, true));
+        assert_eq!(eth0.mac, Some([2, 0, 0, 0, 0, 7]));
+        assert!(
+            inside
+                .routes
+                .contains(&route("169.254.1.1/32", Target::Link { index: PEER_INDEX }))
+        );
+        assert_eq!(inside.neighbours.len(), 1);
+    });
+}
+
+/// A link of the host that can carry a gateway, without a workload.
+fn underlay() -> u32 {
+    ip("link add under0 index 77 type veth peer name under1");
+    ip("link set under0 up");
+    ip("link set under1 up");
+    ip("address add 192.168.7.1/24 dev under0");
+    ip("address add fd00:7::1/64 dev under0 nodad");
+    77
+}
+
+fn gateway(text: &str, index: u32) -> Gateway {
+    Gateway {
+        address: Some(address(text)),
+        index,
+        onlink: false,
+        weight: 1,
+    }
+}
+
+fn learned(prefix: IpNet, id: u32) -> Route {
+    Route {
+        prefix,
+        table: 254,
+        metric: 0,
+        protocol: PROTOCOL_AGENTD_BGP,
+        target: Target::NextHop { id },
+    }
+}
+
+#[test]
+fn each_of_ten_thousand_routes_has_its_own_result() {
+    on_a_host(|| async {
+        let index = underlay();
+        let (kernel, _changes) = Kernel::open().unwrap();
+        let mut ops = vec![Op::ReplaceNextHop(NextHop {
+            id: 5,
+            protocol: PROTOCOL_AGENTD_BGP,
+            kind: NextHopKind::Gateway(gateway("192.168.7.2", index)),
+        })];
+        let prefixes: Vec<IpNet> = (0..10_000_u32)
+            .map(|number| {
+                let bits = u32::from_be_bytes([20, 0, 0, 0]) + (number << 8);
+                IpNet::new(std::net::Ipv4Addr::from_bits(bits).into(), 24).unwrap()
+            })
+            .collect();
+        ops.extend(prefixes.iter().map(|prefix| Op::AddRoute {
+            place: Place::Host,
+            route: learned(*prefix, 5),
+        }));
+        // There is no such object.
+        ops[5_000] = Op::AddRoute {
+            place: Place::Host,
+            route: learned(net("30.0.0.0/8"), 999),
+        };
+        // This one stands already.
+        ops[7_000] = ops[6_999].clone();
+        let results = kernel.apply(ops).await;
+        assert_eq!(results.len(), 10_001);
+        let failed: Vec<(usize, i32)> = results
+            .iter()
+            .enumerate()
+            .filter(|(_, result)| result.is_err())
+            .map(|(index, result)| (index, errno(result)))
+            .collect();
+        assert_eq!(failed, [(5_000, libc::EINVAL), (7_000, libc::EEXIST)]);
+        let text = &results[5_000].as_ref().unwrap_err().text;
+        assert!(
+            text.contains("30.0.0.0/8") && text.contains("999"),
+            "{text}"
+        );
+        assert!(
+            text.to_lowercase().contains("nexthop id does not exist"),
+            "the kernel's own words are told: {text}"
+        );
+
+        let snapshot = place(&kernel, Place::Host).await;
+        let ours = snapshot
+            .routes
+            .iter()
+            .filter(|route| route.protocol == PROTOCOL_AGENTD_BGP)
+            .count();
+        assert_eq!(ours, 9_998);
+        assert!(snapshot.routes.contains(&learned(prefixes[1], 5)));
+        assert_eq!(snapshot.next_hops.len(), 1);
+
+        let deletes: Vec<Op> = prefixes
+            .iter()
+            .map(|prefix| Op::DeleteRoute {
+                place: Place::Host,
+                route: learned(*prefix, 5),
+            })
+            .collect();
+        let results = kernel.apply(deletes).await;
+        let failed: Vec<(usize, i32)> = results
+            .iter()
+            .enumerate()
+            .filter(|(_, result)| result.is_err())
+            .map(|(index, result)| (index, errno(result)))
+            .collect();
+        assert_eq!(
+            failed,
+            [(4_999, libc::ESRCH), (6_999, libc::ESRCH)],
+            "shuffling keeps results at their operations"
+        );
+    });
+}
+
+#[test]
+fn a_route_of_another_protocol_is_not_deleted() {
+    on_a_host(|| async {
+        underlay();
+        ip("route add 10.3.0.0/16 via 192.168.7.9");
+        ip("-6 route add fd00:3::/64 via fd00:7::9 metric 7");
+        let (kernel, _changes) = Kernel::open().unwrap();
+        let delete = |prefix, metric| Op::DeleteRoute {
+            place: Place::Host,
+            route: Route {
+                metric,
+                ..learned(net(prefix), 1)
+            },
+        };
+        let results = kernel
+            .apply(vec![
+                delete("10.3.0.0/16", 0),
+                delete("fd00:3::/64", 7),
+                delete("fd00:3::/64", 0),
+            ])
+            .await;
+        assert!(results.iter().all(|result| errno(result) == libc::ESRCH));
+        let add = kernel
+            .apply(vec![Op::AddRoute {
+                place: Place::Host,
+                route: route("10.3.0.0/16", Target::Blackhole),
+            }])
+            .await;
+        assert_eq!(errno(&add[0]), libc::EEXIST);
+        assert!(ip("route show 10.3.0.0/16").contains("via 192.168.7.9"));
+    });
+}
+
+#[test]
+fn routes_are_read_back_by_exact_prefix() {
+    on_a_host(|| async {
+        let index = underlay();
+        let (kernel, _changes) = Kernel::open().unwrap();
+        let mut made = vec![
+            route("10.244.1.0/26", Target::Blackhole),
+            route("10.244.1.0/32", Target::Link { index }),
+            route("10.244.1.63/32", Target::Link { index }),
+            route("10.244.2.0/24", Target::Link { index }),
+            route("fd00:1::/122", Target::Blackhole),
+            route("fd00:1::/128", Target::Link { index }),
+            // A block whose every address is a workload's: only a dump shows its route.
+            route("10.244.9.0/31", Target::Link { index }),
+            route("10.244.9.0/32", Target::Link { index }),
+            route("10.244.9.1/32", Target::Link { index }),
+        ];
+        let ops = made
+            .iter()
+            .map(|route| Op::AddRoute {
+                place: Place::Host,
+                route: route.clone(),
+            })
+            .collect();
+        all_ok(&kernel.apply(ops).await);
+        let mut asked: Vec<IpNet> = made.iter().map(|route| route.prefix).collect();
+        asked.push(net("10.244.1.1/32"));
+        asked.push(net("10.244.7.0/24"));
+        asked.push(net("fd00:2::/64"));
+        let mut routes = kernel.query(Query::Routes(asked)).await.unwrap().routes;
+        routes.sort_by_key(|route| route.prefix);
+        made.sort_by_key(|route| route.prefix);
+        assert_eq!(routes, made);
+        // Looking changes nothing.
+        assert_eq!(ip("route show proto 70").lines().count(), 7);
+        assert_eq!(ip("-6 route show proto 70").lines().count(), 2);
+    });
+}
+
+#[test]
+fn links_are_deleted_together_and_foreign_ones_stay() {
+    on_a_host(|| async {
+        let workloads: Vec<Workload> = (0..12).map(|_| Workload::new()).collect();
+        ip("link add foreign0 type veth peer name foreign1");
+        ip("link set foreign0 group 4711");
+        let (kernel, _changes) = Kernel::open().unwrap();
+        let mut ops = Vec::new();
+        let mut indexes = Vec::new();
+        for (number, workload) in (0_u32..).zip(&workloads) {
+            let index = HOST_INDEX + number;
+            indexes.push(index);
+            ops.push(Op::CreateVeth(Box::new(veth(
+                &format!("agt{number}"),
+                index,
+                &workload.netns(),
+            ))));
+        }
+        all_ok(&kernel.apply(ops).await);
+        assert_eq!(ip("-br link show").matches("agt").count(), 12);
+        // One is gone already, and one never was.
+        ip("link delete agt3");
+        indexes.push(4_000_000);
+        let start = std::time::Instant::now();
+        all_ok(&kernel.apply(vec![Op::DeleteLinks(indexes)]).await);
+        let took = start.elapsed();
+        assert_eq!(ip("-br link show").matches("agt").count(), 0);
+        assert!(ip("-br link show").contains("foreign0"));
+        assert!(!workloads[5].ip("-br link show").contains("eth0"));
+        // One by one it is 20 ms each.
+        assert!(took < Duration::from_millis(150), "{took:?}");
+    });
+}
+
+#[test]
+fn a_namespace_that_is_gone_or_replaced_is_told_apart() {
+    on_a_host(|| async {
+        let workload = Workload::new();
+        let mut netns = workload.netns();
+        let (kernel, _changes) = Kernel::open().unwrap();
+        netns.inode += 1;
+        let create = |netns: &Netns| Op::CreateVeth(Box::new(veth("agt0", HOST_INDEX, netns)));
+        let results = kernel.apply(attach(&netns)).await;
+        assert_eq!(errno(&results[0]), libc::ESTALE);
+        assert!(
+            results[7..]
+                .iter()
+                .all(|result| matches!(errno(result), libc::ECANCELED | libc::ESTALE)),
+            "what follows is not tried: {results:?}"
+        );
+        let query = |netns: &Netns| Query::Place {
+            place: Place::Netns(netns.clone()),
+            sysctls: Vec::new(),
+        };
+        let refused = kernel.query(query(&netns)).await.unwrap_err();
+        assert_eq!(refused.errno, libc::ESTALE);
+
+        netns.path = "/run/netns/linux-no-such".into();
+        let results = kernel.apply(vec![create(&netns)]).await;
+        assert_eq!(errno(&results[0]), libc::ENOENT);
+        let text = &results[0].as_ref().unwrap_err().text;
+        assert!(text.contains("/run/netns/linux-no-such"), "{text}");
+        assert_eq!(
+            kernel.query(query(&netns)).await.unwrap_err().errno,
+            libc::ENOENT
+        );
+        assert_eq!(ip("-br link show").lines().count(), 1, "nothing is left");
+    });
+}
+
+#[test]
+fn a_link_that_cannot_be_made_leaves_nothing_and_touches_nothing() {
+    on_a_host(|| async {
+        let (first, second) = (Workload::new(), Workload::new());
+        let (kernel, _changes) = Kernel::open().unwrap();
+        all_ok(&kernel.apply(attach(&first.netns())).await);
+        ip("link set agt0 alias kept");
+        // The index is taken; then the name inside is.
+        let mut ops = attach(&second.netns());
+        if let Op::CreateVeth(veth) = &mut ops[0] {
+            veth.name = "agt1".to_owned();
+        }
+        ops.push(Op::CreateVeth(Box::new(CreateVeth {
+            peer_index: 9,
+            ..veth("agt2", HOST_INDEX + 2, &first.netns())
+        })));
+        let results = kernel.apply(ops).await;
+        assert!(
+            matches!(errno(&results[0]), libc::EEXIST | libc::EBUSY),
+            "{:?}",
+            results[0]
+        );
+        assert_eq!(errno(&results[8]), libc::ECANCELED);
+        assert_eq!(errno(results.last().unwrap()), libc::EEXIST);
+        assert!(ip("link show agt0").contains("alias kept"));
+        assert_eq!(ip("-br link show").matches("agt").count(), 1);
+        assert!(!second.ip("-br link show").contains("eth0"));
+    });
+}
+
+#[test]
+fn nothing_keeps_a_deleted_namespace_alive() {
+    on_a_host(|| async {
+        let workload = Workload::new();
+        let netns = workload.netns();
+        let (kernel, _changes) = Kernel::open().unwrap();
+        all_ok(&kernel.apply(attach(&netns)).await);
+        place(&kernel, Place::Netns(netns)).await;
+        drop(workload);
+        // The host's end goes with its peer.
+        common::eventually("the namespace is freed", || {
+            let links = ip("-br link show");
+            if links.contains("agt0") {
+                Err(links)
+            } else {
+                Ok(())
+            }
+        })
+        .await;
+    });
+}
+
+/// Everything heard until `last` is heard.
+async fn heard_until(
+    changes: &mut Changes,
+    last: impl Fn(&Place, &Change) -> bool,
+) -> Vec<(Place, Change)> {
+    let mut heard = Vec::new();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        match tokio::time::timeout_at(deadline, changes.next()).await {
+            Ok(Some(ChangeEvent::Change(place, change))) => {
+                let end = last(&place, &change);
+                heard.push((place, change));
+                if end {
+                    return heard;
+                }
+            }
+            Ok(Some(ChangeEvent::Overrun)) => {}
+            Ok(None) | Err(_) => panic!("heard only {heard:#?}"),
+        }
+    }
+}
+
+#[test]
+fn own_changes_are_not_heard_and_those_of_others_are_everywhere() {
+    on_a_host(|| async {
+        let index = underlay();
+        let workload = Workload::new();
+        let netns = workload.netns();
+        let (kernel, mut changes) = Kernel::open().unwrap();
+        let mut ops = attach(&netns);
+        ops.push(Op::ReplaceNextHop(NextHop {
+            id: 5,
+            protocol: PROTOCOL_AGENTD_BGP,
+            kind: NextHopKind::Gateway(gateway("192.168.7.2", index)),
+        }));
+        all_ok(&kernel.apply(ops).await);
+        ip("route add 10.5.0.0/16 via 192.168.7.9");
+        let heard = heard_until(&mut changes, |place, change| {
+            *place == Place::Host
+                && matches!(change, Change::Route(route) if route.prefix == net("10.5.0.0/16"))
+        })
+        .await;
+        // Effects that the kernel does not attribute may be heard; objects that were written not.
+        let own: Vec<_> = heard
+            .iter()
+            .filter(|(_, change)| match change {
+                Change::Route(route) => route.protocol == PROTOCOL_AGENTD,
+                Change::Neighbour(_) | Change::NextHop(_) => true,
+                _ => false,
+            })
+            .collect();
+        assert!(own.is_empty(), "{own:#?}");
+
+        ip("route delete 10.244.1.5/32");
+        ip("nexthop delete id 5");
+        workload.ip("neighbour delete 169.254.1.1 dev eth0");
+        workload.ip("route delete default");
+        workload.ip("address delete 10.244.1.5/32 dev eth0");
+        let inside = Place::Netns(netns.clone());
+        let heard = heard_until(&mut changes, |place, change| {
+            *place == inside
+                && matches!(change, Change::AddressDeleted(address)
+                    if address.net == net("10.244.1.5/32"))
+        })
+        .await;
+        let has = |wanted: &dyn Fn(&Place, &Change) -> bool| {
+            assert!(
+                heard.iter().any(|(place, change)| wanted(place, change)),
+                "{heard:#?}"
+            );
+        };
+        has(&|place, change| {
+            *place == Place::Host
+                && *change
+                    == Change::RouteDeleted(route(
+                        "10.244.1.5/32",
+                        Target::Link { index: HOST_INDEX },
+                    ))
+        });
+        has(&|_, change| *change == Change::NextHopDeleted { id: 5 });
+        has(&|place, change| {
+            *place == inside
+                && matches!(change, Change::RouteDeleted(route) if route.prefix.prefix_len() == 0)
+        });
+
+        has(&|place, change| {
+            *place == inside
+                && matches!(change, Change::NeighbourDeleted(entry)
+                    if entry.address == address("169.254.1.1"))
+        });
+
+        ip("link set agt0 mtu 1300");
+        common::run(
+            "ip",
+            &format!(
+                "netns exec {} sysctl -qw net.ipv4.conf.eth0.rp_filter=2",
+                workload.path().file_name().unwrap().to_str().unwrap()
+            ),
+        );
+        let heard = heard_until(&mut changes, |place, change| {
+            *place == inside && matches!(change, Change::Netconf { index: PEER_INDEX })
+        })
+        .await;
+        assert!(heard.iter().any(|(place, change)| *place == Place::Host
+            && matches!(change, Change::Link(link) if link.mtu == 1300)));
+    });
+}
+
+#[test]
+fn a_restarted_driver_hears_a_workload_once_it_has_read_it() {
+    on_a_host(|| async {
+        let workload = Workload::new();
+        let netns = workload.netns();
+        let (kernel, changes) = Kernel::open().unwrap();
+        all_ok(&kernel.apply(attach(&netns)).await);
+        drop((kernel, changes));
+
+        let (kernel, mut changes) = Kernel::open().unwrap();
+        let inside = Place::Netns(netns);
+        place(&kernel, inside.clone()).await;
+        workload.ip("link set eth0 mtu 1200");
+        heard_until(&mut changes, |place, change| {
+            *place == inside && matches!(change, Change::Link(link) if link.mtu == 1200)
+        })
+        .await;
+    });
+}
+
+#[test]
+fn lost_notifications_are_told() {
+    on_a_host(|| async {
+        underlay();
+        let (kernel, mut changes) = Kernel::open().unwrap();
+        // More than the buffer holds, by somebody else, and nobody reads.
+        let (other, _) = Kernel::open().unwrap();
+        let ops = (0..80_000_u32)
+            .map(|number| {
+                let bits = u32::from_be_bytes([20, 0, 0, 0]) + (number << 8);
+                let prefix = IpNet::new(std::net::Ipv4Addr::from_bits(bits).into(), 24).unwrap();
+                Op::AddRoute {
+                    place: Place::Host,
+                    route: Route {
+                        prefix,
+                        ..route("0.0.0.0/0", Target::Blackhole)
+                    },
+                }
+            })
+            .collect();
+        all_ok(&other.apply(ops).await);
+        let mut overrun = false;
+        while let Ok(event) = tokio::time::timeout(Duration::from_millis(200), changes.next()).await
+        {
+            overrun |= event == Some(ChangeEvent::Overrun);
+        }
+        assert!(overrun);
+        // It goes on hearing.
+        ip("link add later0 type veth peer name later1");
+        heard_until(
+            &mut changes,
+            |_, change| matches!(change, Change::Link(link) if link.name == "later0"),
+        )
+        .await;
+        drop(kernel);
+    });
+}
+
+#[test]
+fn nexthop_groups_and_gateways_of_both_families_are_read_as_written() {
+    on_a_host(|| async {
+        let index = underlay();
+        let (kernel, _changes) = Kernel::open().unwrap();
+        let object = |id, kind| NextHop {
+            id,
+            protocol: PROTOCOL_AGENTD_BGP,
+            kind,
+        };
+        let hops = vec![
+            object(1, NextHopKind::Gateway(gateway("192.168.7.2", index))),
+            object(
+                2,
+                NextHopKind::Gateway(Gateway {
+                    onlink: true,
+                    ..gateway("10.99.0.1", index)
+                }),
+            ),
+            object(3, NextHopKind::Gateway(gateway("fd00:7::2", index))),
+            object(4, NextHopKind::Blackhole),
+            object(9, NextHopKind::Group(vec![(1, 1), (2, 3)])),
+        ];
+        let v6 = Route {
+            metric: 1024,
+            ..learned(net("fd00:9::/64"), 3)
+        };
+        let plain = route(
+            "10.7.0.0/16",
+            Target::Gateways(vec![
+                gateway("192.168.7.3", index),
+                Gateway {
+                    weight: 4,
+                    ..gateway("192.168.7.4", index)
+                },
+            ]),
+        );
+        let via6 = route(
+            "10.8.0.0/16",
+            Target::Gateways(vec![gateway("fd00:7::8", index)]),
+        );
+        let metric = Route {
+            metric: 77,
+            ..route("10.8.0.0/16", Target::Blackhole)
+        };
+        let routes = [learned(net("10.6.0.0/16"), 9), v6, plain, via6, metric];
+        let mut ops: Vec<Op> = hops.iter().cloned().map(Op::ReplaceNextHop).collect();
+        ops.extend(routes.iter().cloned().map(|route| Op::ReplaceRoute {
+            place: Place::Host,
+            route,
+        }));
+        all_ok(&kernel.apply(ops).await);
+        let snapshot = place(&kernel, Place::Host).await;
+        assert_eq!(snapshot.next_hops, hops);
+        for route in routes {
+            assert!(snapshot.routes.contains(&route), "{route:?}");
+        }
+        all_ok(&kernel.apply(vec![Op::DeleteNextHop { id: 3 }]).await);
+        assert!(!ip("-6 route show").contains("fd00:9::/64"));
+    });
+}
