@@ -145,9 +145,9 @@ pub struct Peer {
     pub export: ExportPolicy,
     /// Zero: no keepalives and no hold timer; otherwise at least 3 s. Keepalive is a third of it.
     pub hold_time: Duration,
-    /// Between attempts to connect.
+    /// First wait between attempts to connect; grows with each.
     pub connect_retry_time: Duration,
-    /// Idle after an error; doubles with every further error in a row.
+    /// First time in Idle after an error; doubles with every further error in a row.
     pub idle_hold_time: Duration,
     /// `None`: not offered.
     pub graceful_restart: Option<GracefulRestart>,

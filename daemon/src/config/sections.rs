@@ -31,8 +31,8 @@ pub(super) mod defaults {
     pub(crate) const LISTEN: [&str; 2] = ["0.0.0.0:179", "[::]:179"];
     pub(crate) const BGP_PORT: u16 = 179;
     pub(crate) const HOLD_TIME: Duration = Duration::from_secs(9);
-    pub(crate) const CONNECT_RETRY_TIME: Duration = Duration::from_secs(5);
-    pub(crate) const IDLE_HOLD_TIME: Duration = Duration::from_secs(5);
+    pub(crate) const CONNECT_RETRY_TIME: Duration = Duration::from_secs(1);
+    pub(crate) const IDLE_HOLD_TIME: Duration = Duration::from_secs(1);
     pub(crate) const RESTART_TIME: Duration = Duration::from_secs(120);
 }
 
