@@ -15,6 +15,8 @@ mod bgp;
 mod document;
 mod error;
 mod pool;
+#[cfg(test)]
+mod samples;
 mod sections;
 #[cfg(test)]
 mod tests;

@@ -238,23 +238,23 @@ mod tests {
             &metrics.blocks,
             &metrics.dataplane_objects,
         ] {
-            family.get_or_create(&state);
+            drop(family.get_or_create(&state));
         }
         for family in [&metrics.pool_addresses_held, &metrics.pool_addresses_used] {
-            family.get_or_create(&PoolLabel { pool: peer() });
+            drop(family.get_or_create(&PoolLabel { pool: peer() }));
         }
         for family in [&metrics.peer_established, &metrics.peer_drops] {
-            family.get_or_create(&PeerLabel { peer: peer() });
+            drop(family.get_or_create(&PeerLabel { peer: peer() }));
         }
-        metrics.peer_messages.get_or_create(&PeerDirection {
+        drop(metrics.peer_messages.get_or_create(&PeerDirection {
             peer: peer(),
             direction: "sent",
-        });
-        metrics.peer_prefixes.get_or_create(&PeerPrefixes {
+        }));
+        drop(metrics.peer_prefixes.get_or_create(&PeerPrefixes {
             peer: peer(),
             family: "ipv4-unicast",
             kind: "received",
-        });
+        }));
         metrics.operation_finished("add", "OK", Duration::ZERO);
         let text = metrics.encode();
         let mut expected: Vec<String> = TABLE
