@@ -5,5 +5,6 @@ pub mod config;
 pub mod ctl;
 pub mod ipam;
 pub mod node;
+pub mod runtime;
 pub mod store;
 pub mod telemetry;

@@ -1,7 +1,7 @@
 //! HTTP for monitoring: `/metrics` in the OpenMetrics text format, `/healthz` for probes.
 
 use std::{
-    io,
+    fmt, io,
     net::SocketAddr,
     sync::{
         Arc,
@@ -19,11 +19,26 @@ use axum::{
 
 use super::metrics::Metrics;
 
-#[derive(Clone, Debug)]
+/// Reads what is only counted when somebody looks.
+#[tonic::async_trait]
+pub trait Refresh: Send + Sync + 'static {
+    async fn refresh(&self, metrics: &Metrics);
+}
+
+#[derive(Clone)]
 pub struct Context {
     pub metrics: Arc<Metrics>,
+    pub refresh: Arc<dyn Refresh>,
     /// Written by the node's loop, read by `/healthz`.
     pub ready: Arc<AtomicBool>,
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context")
+            .field("ready", &self.ready)
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +75,7 @@ fn router(context: Context) -> Router {
 }
 
 async fn metrics(State(context): State<Context>) -> impl IntoResponse {
+    context.refresh.refresh(&context.metrics).await;
     (
         [(
             header::CONTENT_TYPE,

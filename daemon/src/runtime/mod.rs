@@ -1,0 +1,589 @@
+//! Starts the parts of the agent, connects them, and stops them.
+//!
+//! ```text
+//!   config ─► store (locked) ─► API socket ─► dataplane ─► first dump ─► speaker ─► node's task ─► API
+//! ```
+//!
+//! The order is the one in which a start can fail: nothing is written to the kernel, and no peer is
+//! contacted, before the state is open, no other agent runs, and all ports are taken.
+
+mod outbox;
+mod setup;
+mod task;
+
+use std::{
+    collections::HashMap,
+    io,
+    net::IpAddr,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicBool},
+    time::{Duration, UNIX_EPOCH},
+};
+
+use bgp::{
+    driver::SpawnError,
+    speaker::{
+        config::{ConfigError, Restarting},
+        status::{PeerState, RouteQuery, RouteTable},
+    },
+    types::Family,
+};
+use dataplane::{desired::Event, kernel::Target, linux::OpenError};
+use ipnet::IpNet;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
+
+use self::{
+    outbox::{Outbox, ToDataplane, ToSpeaker},
+    task::{Ack, End, Inputs, Task},
+};
+use crate::{
+    api::{self, network::Live, network::Network, socket},
+    config::Config,
+    ipam::Now,
+    node::{Node, handle::NodeHandle},
+    store::{Recovered, Store, StoreError},
+    telemetry::{
+        metrics::{Metrics, PeerDirection, PeerLabel, PeerPrefixes, PoolLabel, StateLabel},
+        notify,
+        serve::{self, ListenError},
+    },
+};
+
+/// How long the kernel's first dump may take.
+const FIRST_DUMP: Duration = Duration::from_secs(30);
+/// How long open API calls may go on after the node's task has ended.
+const API_GRACE: Duration = Duration::from_secs(2);
+
+/// Why the agent did not start, or did not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Socket(#[from] socket::SocketError),
+    #[error(transparent)]
+    Kernel(#[from] OpenError),
+    #[error("the kernel's links, addresses and routes could not be read within {} s", FIRST_DUMP.as_secs())]
+    NoDump,
+    #[error(transparent)]
+    Speaker(SpawnError),
+    #[error("the BGP configuration cannot be used: {0}")]
+    SpeakerConfig(#[from] ConfigError),
+    #[error(
+        "there is no router id: set bgp.router_id or node.address (its default, the source address \
+         of the route to the first IPv4 peer, could not be found: no peer has an IPv4 address, or \
+         no route leads to one)"
+    )]
+    NoRouterId,
+    #[error(transparent)]
+    Metrics(#[from] ListenError),
+    #[error("signals cannot be handled: {0}")]
+    Signals(#[source] io::Error),
+    #[error("the {0} has ended unexpectedly; what it did before is in the log")]
+    Lost(&'static str),
+}
+
+impl StartError {
+    /// Exit status of the process; `agentd --help` lists them.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            StartError::NoRouterId | StartError::SpeakerConfig(_) => 2,
+            StartError::Store(StoreError::InUse { .. })
+            | StartError::Socket(socket::SocketError::InUse { .. }) => 3,
+            StartError::Socket(_) | StartError::Speaker(_) | StartError::Metrics(_) => 4,
+            StartError::Kernel(OpenError::Capability { .. }) => 5,
+            StartError::Store(_) => 6,
+            StartError::Kernel(_)
+            | StartError::NoDump
+            | StartError::Signals(_)
+            | StartError::Lost(_) => 1,
+        }
+    }
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+pub async fn run(config: Config) -> Result<(), StartError> {
+    let mut signals = Signals::new().map_err(StartError::Signals)?;
+    let (store, completions, recovered) = Store::open(&config.node.state_dir)?;
+    let api_socket = socket::bind(&config.api.socket)?;
+    let metrics_listener = match config.telemetry.metrics_listen {
+        Some(address) => Some(serve::bind(address).await?),
+        None => None,
+    };
+    let identity = Arc::new(setup::identity(&config)?);
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        node = identity.name,
+        address = ?identity.address,
+        address6 = ?identity.address6,
+        workloads = recovered.workloads.len(),
+        blocks = recovered.blocks.len(),
+        "starting"
+    );
+
+    let underlay: Vec<IpAddr> = identity
+        .address
+        .map(IpAddr::V4)
+        .into_iter()
+        .chain(identity.address6.map(IpAddr::V6))
+        .collect();
+    let (dataplane, mut events, dataplane_task) =
+        dataplane::runtime::spawn(dataplane::reconcile::Config {
+            underlay,
+            seed: u64::from(std::process::id()),
+            ..Default::default()
+        })?;
+    let early = first_dump(&mut events).await?;
+
+    let pools: Vec<IpNet> = config.pools.iter().map(|pool| pool.cidr).collect();
+    let (speaker, updates) = match (&config.bgp, identity.router_id) {
+        (Some(bgp), Some(router_id)) => {
+            let restarting = restarting(&dataplane, &recovered).await;
+            let config = setup::speaker(bgp, &pools, router_id, restarting)?;
+            let (handle, updates, _task) =
+                bgp::driver::spawn(config).map_err(StartError::Speaker)?;
+            (Some(handle), Some(updates))
+        }
+        _ => (None, None),
+    };
+
+    let now = Now::read();
+    let started = identity
+        .started_at
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
+    let metrics = Arc::new(Metrics::new(i64::try_from(started).unwrap_or(0)));
+    let (mut node, notices) = Node::recover(now, &config.pools, &config.ipam, recovered);
+    for notice in notices {
+        tracing::warn!("recovered state: {notice}");
+    }
+    for event in early {
+        node.handle_dataplane(now, event);
+    }
+
+    let (handle, requests) = NodeHandle::new();
+    let network: Arc<dyn Network> = Arc::new(Live {
+        bgp: speaker.clone(),
+        dataplane: dataplane.clone(),
+    });
+    let context = api::Context {
+        node: handle,
+        network: network.clone(),
+        identity: identity.clone(),
+        metrics: metrics.clone(),
+    };
+    let (stop, stopped) = watch::channel(false);
+    let (health, server) = api::server(
+        api_socket.listener,
+        context.clone(),
+        until_true(stopped.clone()),
+    )
+    .await;
+    let mut server = tokio::spawn(server);
+    let ready = Arc::new(AtomicBool::new(false));
+    if let Some(listener) = metrics_listener {
+        let context = serve::Context {
+            metrics: metrics.clone(),
+            ready: ready.clone(),
+            refresh: Arc::new(Scrape(context)),
+        };
+        tokio::spawn(serve::serve(listener, context, until_true(stopped.clone())));
+    }
+
+    let (to_dataplane, dataplane_queue) = Outbox::new();
+    tokio::spawn(carry_to_dataplane(dataplane.clone(), dataplane_queue));
+    let (acks, acks_queue) = mpsc::channel(64);
+    let (originated, originated_changes) = watch::channel(Vec::new());
+    let to_speaker = speaker.clone().map(|speaker| {
+        let (outbox, queue) = Outbox::new();
+        tokio::spawn(carry_to_speaker(speaker, queue, acks.clone()));
+        outbox
+    });
+    tokio::spawn(count_advertised(network, originated_changes, acks));
+
+    let task = Task::new(
+        node,
+        store,
+        to_dataplane,
+        to_speaker,
+        originated,
+        health.clone(),
+        ready.clone(),
+        metrics,
+    );
+    let inputs = Inputs {
+        requests,
+        completions,
+        events,
+        updates,
+        acks: acks_queue,
+        stop: stopped,
+    };
+    let mut task = tokio::spawn(task.run(inputs));
+    let end = loop {
+        tokio::select! {
+            end = &mut task => break end,
+            signal = signals.next() => match signal {
+                Signal::Stop(name) => {
+                    tracing::info!(signal = name, "stopping");
+                    notify::stopping("stopping");
+                    break stop_task(&stop, &health, task).await;
+                }
+                Signal::Reload => reload(&config),
+            },
+        }
+    };
+    // The node's task has ended: its store is closed, everything acknowledged is durable. What is
+    // in the kernel stays, so that workloads go on.
+    stop.send_replace(true);
+    if tokio::time::timeout(API_GRACE, &mut server).await.is_err() {
+        server.abort();
+    }
+    if let Some(speaker) = speaker {
+        speaker.shutdown("agentd is stopping").await;
+    }
+    dataplane.shutdown().await;
+    let _ = tokio::time::timeout(API_GRACE, dataplane_task).await;
+    drop(api_socket.guard);
+    match end {
+        Ok(End::Stopped) => {
+            tracing::info!("stopped");
+            Ok(())
+        }
+        Ok(End::Lost(part)) => Err(StartError::Lost(part)),
+        Err(error) => {
+            tracing::error!(%error, "the node's task has failed");
+            Err(StartError::Lost("node's task"))
+        }
+    }
+}
+
+async fn stop_task(
+    stop: &watch::Sender<bool>,
+    health: &api::Health,
+    task: JoinHandle<End>,
+) -> Result<End, tokio::task::JoinError> {
+    health.stopping().await;
+    stop.send_replace(true);
+    task.await
+}
+
+async fn until_true(mut flag: watch::Receiver<bool>) {
+    // An error means that the sender is gone, which also is the end.
+    let _ = flag.wait_for(|flag| *flag).await;
+}
+
+/// Waits for the first dump. What else is reported meanwhile is kept.
+async fn first_dump(events: &mut dataplane::runtime::Events) -> Result<Vec<Event>, StartError> {
+    let mut early = Vec::new();
+    let wait = async {
+        while !early.contains(&Event::Started) {
+            match events.next().await {
+                Some(more) => early.extend(more),
+                None => return Err(StartError::Lost("dataplane")),
+            }
+        }
+        Ok(())
+    };
+    match tokio::time::timeout(FIRST_DUMP, wait).await {
+        Ok(result) => result.map(|()| early),
+        Err(_) => Err(StartError::NoDump),
+    }
+}
+
+/// Whether peers may still use routes of an earlier run, and for which families the kernel proves
+/// that forwarding went on (RFC 4724 §4.1): the blackhole of each own block still stands.
+async fn restarting(
+    dataplane: &dataplane::runtime::Handle,
+    recovered: &Recovered,
+) -> Option<Restarting> {
+    if recovered.blocks.is_empty() {
+        return None;
+    }
+    let mut forwarding_preserved = [false; 2];
+    for family in Family::ALL {
+        let mut blocks = recovered
+            .blocks
+            .iter()
+            .map(|block| block.cidr)
+            .filter(|cidr| Family::of(cidr.addr()) == family)
+            // A block of one address has no blackhole that could prove anything.
+            .filter(|cidr| cidr.prefix_len() < cidr.max_prefix_len())
+            .peekable();
+        let mut preserved = blocks.peek().is_some();
+        for cidr in blocks {
+            let routes = dataplane.routes(Some(cidr), None, 1).await;
+            preserved &= routes.is_ok_and(|routes| {
+                routes
+                    .first()
+                    .is_some_and(|route| route.prefix == cidr && route.target == Target::Blackhole)
+            });
+        }
+        forwarding_preserved[family.index()] = preserved;
+    }
+    Some(Restarting {
+        forwarding_preserved,
+    })
+}
+
+async fn carry_to_dataplane(
+    dataplane: dataplane::runtime::Handle,
+    mut queue: mpsc::Receiver<ToDataplane>,
+) {
+    while let Some(message) = queue.recv().await {
+        let result = match message {
+            ToDataplane::Set(objects) => dataplane.set(objects).await,
+            ToDataplane::Remove(ids) => dataplane.remove(ids).await,
+            ToDataplane::Synced(source) => dataplane.source_synced(source).await,
+            ToDataplane::WatchNextHops { add, remove } => {
+                dataplane.watch_next_hops(add, remove).await
+            }
+        };
+        // The node's task notices the end of the dataplane by itself.
+        if result.is_err() {
+            return;
+        }
+    }
+}
+
+async fn carry_to_speaker(
+    speaker: bgp::driver::Handle,
+    mut queue: mpsc::Receiver<ToSpeaker>,
+    acks: mpsc::Sender<Ack>,
+) {
+    while let Some(message) = queue.recv().await {
+        let ack = match message {
+            ToSpeaker::Originate(blocks) => {
+                speaker.originate(blocks.clone()).await;
+                Ack::Originated(blocks)
+            }
+            ToSpeaker::Withdraw(blocks) => {
+                speaker.withdraw(blocks.clone()).await;
+                Ack::Withdrawn(blocks)
+            }
+            ToSpeaker::OriginationsSynced => {
+                speaker.originations_synced().await;
+                continue;
+            }
+            ToSpeaker::NextHops(states) => {
+                speaker.set_next_hops(states).await;
+                continue;
+            }
+        };
+        if acks.send(ack).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Counts the Established peers that have each originated block, whenever asked to.
+async fn count_advertised(
+    network: Arc<dyn Network>,
+    mut originated: watch::Receiver<Vec<IpNet>>,
+    acks: mpsc::Sender<Ack>,
+) {
+    while originated.changed().await.is_ok() {
+        let blocks = originated.borrow_and_update().clone();
+        let mut counts: HashMap<IpNet, u32> = blocks.iter().map(|cidr| (*cidr, 0)).collect();
+        let peers = network.peers().await;
+        for peer in peers
+            .iter()
+            .filter(|peer| peer.state == PeerState::Established)
+        {
+            for (cidr, count) in &mut counts {
+                let page = network
+                    .routes(RouteQuery {
+                        table: RouteTable::AdjRibOut,
+                        peer: Some(peer.name.clone()),
+                        prefix: Some(*cidr),
+                        after: None,
+                        limit: 1,
+                    })
+                    .await;
+                if page.routes.iter().any(|route| route.prefix == *cidr) {
+                    *count += 1;
+                }
+            }
+        }
+        let counts = counts.into_iter().collect();
+        if acks.send(Ack::Advertised(counts)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Reads what is only counted when somebody looks.
+#[derive(Debug)]
+struct Scrape(api::Context);
+
+#[tonic::async_trait]
+impl serve::Refresh for Scrape {
+    async fn refresh(&self, metrics: &Metrics) {
+        let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        let state = |state| StateLabel { state };
+        let api::Context { node, network, .. } = &self.0;
+        if let Ok(status) = node.status().await {
+            let ok = status.workloads.saturating_sub(status.workloads_failed);
+            let set = |label, value| {
+                metrics
+                    .workloads
+                    .get_or_create(&state(label))
+                    .set(gauge(value));
+            };
+            set("ok", ok);
+            set("failed", status.workloads_failed);
+            let inactive = status.blocks.saturating_sub(status.blocks_active);
+            let set = |label, value| {
+                metrics
+                    .blocks
+                    .get_or_create(&state(label))
+                    .set(gauge(value));
+            };
+            set("active", status.blocks_active);
+            set("inactive", inactive);
+        }
+        for pool in node.pools().await.unwrap_or_default() {
+            let label = PoolLabel { pool: pool.name };
+            metrics
+                .pool_addresses_held
+                .get_or_create(&label)
+                .set(gauge(pool.addresses_held));
+            metrics
+                .pool_addresses_used
+                .get_or_create(&label)
+                .set(gauge(pool.addresses_used));
+        }
+        for peer in network.peers().await {
+            let label = PeerLabel {
+                peer: peer.name.clone(),
+            };
+            metrics
+                .peer_established
+                .get_or_create(&label)
+                .set(i64::from(peer.state == PeerState::Established));
+            metrics
+                .peer_drops
+                .get_or_create(&label)
+                .set(gauge(peer.counters.dropped_count));
+            for (direction, count) in [
+                ("received", peer.counters.messages_received),
+                ("sent", peer.counters.messages_sent),
+            ] {
+                let label = PeerDirection {
+                    peer: peer.name.clone(),
+                    direction,
+                };
+                metrics
+                    .peer_messages
+                    .get_or_create(&label)
+                    .set(gauge(count));
+            }
+            for status in peer.families {
+                let family = match status.family {
+                    Family::Ipv4Unicast => "ipv4-unicast",
+                    Family::Ipv6Unicast => "ipv6-unicast",
+                };
+                for (kind, count) in [
+                    ("received", status.received),
+                    ("accepted", status.accepted),
+                    ("advertised", status.advertised),
+                ] {
+                    let label = PeerPrefixes {
+                        peer: peer.name.clone(),
+                        family,
+                        kind,
+                    };
+                    metrics
+                        .peer_prefixes
+                        .get_or_create(&label)
+                        .set(gauge(count));
+                }
+            }
+        }
+        if let Ok(status) = network.dataplane().await {
+            let count = |length: usize| i64::try_from(length).unwrap_or(i64::MAX);
+            for (label, length) in [
+                ("wanted", status.objects),
+                ("pending", status.pending),
+                ("failing", status.failing),
+            ] {
+                metrics
+                    .dataplane_objects
+                    .get_or_create(&state(label))
+                    .set(count(length));
+            }
+            metrics.dataplane_writes.set(gauge(status.writes));
+            metrics.dataplane_repairs.set(gauge(status.repairs));
+            metrics
+                .dataplane_conflicts
+                .set(count(status.conflicts.len()));
+        }
+    }
+}
+
+/// Reads the configuration again and says what of it needs a restart. Nothing changes live yet.
+fn reload(running: &Config) {
+    notify::reloading();
+    let path: PathBuf = running.file.clone();
+    match Config::load(&path) {
+        Ok(config) if config == *running => tracing::info!("reload: nothing has changed"),
+        Ok(config) => {
+            let changed: Vec<&str> = [
+                ("node", config.node != running.node),
+                ("api", config.api != running.api),
+                ("pool", config.pools != running.pools),
+                ("ipam", config.ipam != running.ipam),
+                ("bgp", config.bgp != running.bgp),
+                ("telemetry", config.telemetry != running.telemetry),
+                ("log", config.log != running.log),
+            ]
+            .into_iter()
+            .filter_map(|(section, changed)| changed.then_some(section))
+            .collect();
+            tracing::warn!(
+                sections = changed.join(", "),
+                "reload: changes in these sections need a restart of agentd"
+            );
+        }
+        Err(errors) => {
+            for error in errors.iter() {
+                tracing::error!("reload: {error}");
+            }
+            tracing::error!("reload: the running configuration stays in force");
+        }
+    }
+    notify::ready("running");
+}
+
+enum Signal {
+    Stop(&'static str),
+    Reload,
+}
+
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.terminate.recv() => Signal::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => Signal::Stop("SIGINT"),
+            _ = self.hangup.recv() => Signal::Reload,
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! From the configuration to what the parts are started with.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use bgp::{
+    policy::Policy,
+    speaker::config::{ConfigError, Password, PeerConfig, Restarting, SpeakerConfig, Timers},
+    types::Asn,
+};
+use ipnet::IpNet;
+
+use super::StartError;
+use crate::{
+    api::Identity,
+    config::{Bgp, Config, ExportPolicy, ImportPolicy, Peer},
+};
+
+/// Who this node is: what the configuration says, completed by what the kernel's routes say.
+pub(super) fn identity(config: &Config) -> Result<Identity, StartError> {
+    let peers = config.bgp.iter().flat_map(|bgp| &bgp.peers);
+    let source = |is_ipv4: bool| {
+        peers
+            .clone()
+            .filter(|peer| peer.address.is_ipv4() == is_ipv4)
+            .find_map(|peer| peer.local_address.or_else(|| source_address(peer.address)))
+    };
+    let address = config.node.address.or_else(|| match source(true) {
+        Some(IpAddr::V4(address)) => Some(address),
+        _ => None,
+    });
+    let address6 = config.node.address6.or_else(|| match source(false) {
+        Some(IpAddr::V6(address)) => Some(address),
+        _ => None,
+    });
+    let router_id = config
+        .bgp
+        .as_ref()
+        .and_then(|bgp| bgp.router_id)
+        .or(address);
+    if config.bgp.is_some() && router_id.is_none() {
+        return Err(StartError::NoRouterId);
+    }
+    Ok(Identity {
+        name: config.node.name.clone(),
+        started_at: SystemTime::now(),
+        address,
+        address6,
+        asn: config.bgp.as_ref().map(|bgp| bgp.asn),
+        router_id: config.bgp.as_ref().and(router_id),
+    })
+}
+
+/// The source address that the kernel would use towards `peer`. Connecting a datagram socket sends
+/// nothing; it only looks up the route.
+fn source_address(peer: IpAddr) -> Option<IpAddr> {
+    let any: IpAddr = match peer {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind(SocketAddr::new(any, 0)).ok()?;
+    socket.connect(SocketAddr::new(peer, 179)).ok()?;
+    let address = socket.local_addr().ok()?.ip();
+    let usable = !address.is_unspecified() && !address.is_loopback();
+    usable.then_some(address)
+}
+
+/// The speaker's configuration. `restarting`: there was an earlier run whose routes peers may
+/// still use.
+pub(super) fn speaker(
+    bgp: &Bgp,
+    pools: &[IpNet],
+    router_id: Ipv4Addr,
+    restarting: Option<Restarting>,
+) -> Result<SpeakerConfig, ConfigError> {
+    let import_pools = Arc::new(Policy::import_pools(pools));
+    let mut config = SpeakerConfig::new(Asn(bgp.asn), router_id);
+    config.cluster_id = bgp.cluster_id;
+    config.listen.clone_from(&bgp.listen);
+    config.restarting = restarting;
+    config.seed = u64::from(std::process::id()) ^ u64::from(u32::from(router_id)) << 32;
+    config.peers = bgp
+        .peers
+        .iter()
+        .map(|configured| peer(configured, &import_pools))
+        .collect::<Result<_, _>>()?;
+    Ok(config)
+}
+
+fn peer(configured: &Peer, import_pools: &Arc<Policy>) -> Result<PeerConfig, ConfigError> {
+    let mut peer = PeerConfig::new(
+        configured.name.clone(),
+        configured.address,
+        Asn(configured.asn),
+    );
+    peer.port = configured.port;
+    peer.local_address = configured.local_address;
+    peer.passive = configured.passive;
+    peer.route_reflector_client = configured.route_reflector_client;
+    peer.password = configured
+        .password
+        .as_ref()
+        .map(|password| Password::new(password.as_bytes()))
+        .transpose()?;
+    peer.ttl_security = configured.ttl_security;
+    peer.multihop = configured.multihop;
+    peer.families.clone_from(&configured.families);
+    peer.max_prefixes = configured.max_prefixes;
+    peer.import = match configured.import {
+        ImportPolicy::Pools => import_pools.clone(),
+        ImportPolicy::All => Arc::new(Policy::all()),
+        ImportPolicy::None => Arc::new(Policy::none()),
+    };
+    peer.export = Arc::new(match configured.export {
+        ExportPolicy::Blocks => Policy::export_blocks(),
+        ExportPolicy::All => Policy::all(),
+        ExportPolicy::None => Policy::none(),
+    });
+    let defaults = Timers::default();
+    peer.timers = Timers {
+        hold_time: configured.hold_time,
+        connect_retry: configured.connect_retry_time,
+        connect_retry_max: defaults
+            .connect_retry_max
+            .max(configured.connect_retry_time),
+        error_hold: configured.idle_hold_time,
+        error_hold_max: defaults.error_hold_max.max(configured.idle_hold_time),
+        ..defaults
+    };
+    peer.graceful_restart = configured
+        .graceful_restart
+        .map(|restart| restart.restart_time);
+    Ok(peer)
+}

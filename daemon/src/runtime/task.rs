@@ -1,0 +1,481 @@
+//! The node's task: the one owner of the node core. It carries inputs to it and its outputs to the
+//! store, the dataplane, the speaker and the callers, and waits for nothing else.
+//!
+//! ```text
+//!   requests ─┐                      ┌─► store
+//!   completions (store) ─┐           ├─► outbox ─► task ─► dataplane
+//!   events (dataplane) ──┼─► Node ───┼─► outbox ─► task ─► speaker
+//!   updates (speaker) ───┤           ├─► replies
+//!   acknowledgements ────┘           └─► watchers
+//! ```
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bgp::{driver::Update, speaker::status::PeerState};
+use dataplane::desired::Event;
+use ipnet::IpNet;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::outbox::{Outbox, ToDataplane, ToSpeaker};
+use crate::{
+    api::Health,
+    ipam::Now,
+    node::{
+        Caller, Error, Node, Output, Reply, Token,
+        handle::{Added, IN_FLIGHT, Request, Watcher},
+    },
+    store::{Completions, Store},
+    telemetry::{metrics::Metrics, notify},
+};
+
+/// Inputs taken in one round before outputs are handed on: they share batches and commits.
+const ROUND: usize = 256;
+/// How often callers that have gone are looked for, while there are callers.
+const SWEEP: Duration = Duration::from_secs(1);
+/// How long callers may finish when the agent stops.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// What the speaker's carrier and the advertisement task tell the node.
+#[derive(Debug)]
+pub(super) enum Ack {
+    Originated(Vec<IpNet>),
+    Withdrawn(Vec<IpNet>),
+    Advertised(Vec<(IpNet, u32)>),
+}
+
+enum Waiter {
+    Add(oneshot::Sender<Result<Added, Error>>),
+    Delete(oneshot::Sender<Result<bool, Error>>),
+}
+
+impl Waiter {
+    fn is_gone(&self) -> bool {
+        match self {
+            Waiter::Add(reply) => reply.is_closed(),
+            Waiter::Delete(reply) => reply.is_closed(),
+        }
+    }
+}
+
+/// What the task reads.
+pub(super) struct Inputs {
+    pub(super) requests: mpsc::Receiver<Request>,
+    pub(super) completions: Completions,
+    pub(super) events: dataplane::runtime::Events,
+    /// `None`: no speaker runs.
+    pub(super) updates: Option<bgp::driver::Updates>,
+    pub(super) acks: mpsc::Receiver<Ack>,
+    pub(super) stop: watch::Receiver<bool>,
+}
+
+/// Why the task ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum End {
+    Stopped,
+    /// A part that the node cannot do without has ended.
+    Lost(&'static str),
+}
+
+pub(super) struct Task {
+    pub(super) node: Node,
+    pub(super) store: Store,
+    pub(super) to_dataplane: Outbox<ToDataplane>,
+    /// `None`: no speaker runs; what it would be told is done at once.
+    pub(super) to_speaker: Option<Outbox<ToSpeaker>>,
+    /// Blocks that are originated, for the task that asks which peers have them.
+    pub(super) originated: watch::Sender<Vec<IpNet>>,
+    pub(super) health: Health,
+    pub(super) ready: Arc<AtomicBool>,
+    pub(super) metrics: Arc<Metrics>,
+    callers: HashMap<Caller, Waiter>,
+    next_caller: u64,
+    watchers: Vec<Watcher>,
+}
+
+impl Task {
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn new(
+        node: Node,
+        store: Store,
+        to_dataplane: Outbox<ToDataplane>,
+        to_speaker: Option<Outbox<ToSpeaker>>,
+        originated: watch::Sender<Vec<IpNet>>,
+        health: Health,
+        ready: Arc<AtomicBool>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            node,
+            store,
+            to_dataplane,
+            to_speaker,
+            originated,
+            health,
+            ready,
+            metrics,
+            callers: HashMap::new(),
+            next_caller: 0,
+            watchers: Vec::new(),
+        }
+    }
+
+    pub(super) async fn run(mut self, mut inputs: Inputs) -> End {
+        let mut watchdog = notify::watchdog_interval().map(tokio::time::interval);
+        let mut stop_at: Option<Instant> = None;
+        let mut swept = Instant::now();
+        if inputs.updates.is_none() {
+            self.node.handle_first_sync();
+        }
+        loop {
+            self.deliver();
+            if self.node.is_ready() && !self.ready.swap(true, Ordering::Relaxed) {
+                self.health.set(true).await;
+                self.metrics.ready.set(1);
+                let status = self.node.status();
+                tracing::info!(
+                    workloads = status.workloads,
+                    blocks = status.blocks,
+                    "ready"
+                );
+                notify::ready(&format!(
+                    "{} workloads, {} blocks",
+                    status.workloads, status.blocks
+                ));
+            }
+            if let Some(at) = stop_at
+                && (self.callers.is_empty() || at <= Instant::now())
+            {
+                return End::Stopped;
+            }
+            let room = self.to_dataplane.is_clear()
+                && self.to_speaker.as_ref().is_none_or(Outbox::is_clear);
+            let mut wake = self.node.poll_timeout();
+            if !self.callers.is_empty() {
+                wake = Some(wake.map_or(swept + SWEEP, |at| at.min(swept + SWEEP)));
+            }
+            wake = [wake, stop_at].into_iter().flatten().min();
+            tokio::select! {
+                completion = inputs.completions.next() => {
+                    let Some(completion) = completion else { return End::Lost("store") };
+                    let result = completion.result.map_err(|error| {
+                        self.metrics.store_failures.inc();
+                        tracing::error!(%error, "state not stored");
+                        error.to_string()
+                    });
+                    self.node.handle_persisted(Now::read(), Token(completion.token), result);
+                }
+                events = inputs.events.next() => {
+                    let Some(events) = events else { return End::Lost("dataplane") };
+                    self.dataplane(events);
+                }
+                ack = inputs.acks.recv() => {
+                    let Some(ack) = ack else { return End::Lost("speaker") };
+                    self.acknowledged(ack);
+                }
+                update = next_update(&mut inputs.updates), if room => {
+                    let Some(update) = update else { return End::Lost("speaker") };
+                    self.update(update);
+                }
+                request = inputs.requests.recv(), if room => {
+                    let Some(request) = request else { return End::Stopped };
+                    self.request(request, stop_at.is_some());
+                    for _ in 1..ROUND {
+                        match inputs.requests.try_recv() {
+                            Ok(request) => self.request(request, stop_at.is_some()),
+                            Err(_) => break,
+                        }
+                    }
+                }
+                () = self.to_dataplane.flush() => {}
+                () = flush(&mut self.to_speaker) => {}
+                () = ping(&mut watchdog) => notify::watchdog(),
+                () = sleep_until(wake) => {
+                    let now = Now::read();
+                    self.node.handle_timeout(now);
+                    if swept + SWEEP <= now.instant {
+                        swept = now.instant;
+                        self.sweep();
+                    }
+                }
+                _ = inputs.stop.changed(), if stop_at.is_none() => {
+                    stop_at = Some(Instant::now() + STOP_GRACE);
+                    self.watchers.clear();
+                }
+            }
+        }
+    }
+
+    /// Hands on what the node wants done.
+    fn deliver(&mut self) {
+        while let Some(output) = self.node.poll_output() {
+            match output {
+                Output::Persist { token, records } => {
+                    let count = u64::try_from(records.len()).unwrap_or(u64::MAX);
+                    self.metrics.store_records.inc_by(count);
+                    if let Err(error) = self.store.submit(records, token.0) {
+                        self.metrics.store_failures.inc();
+                        self.node
+                            .handle_persisted(Now::read(), token, Err(error.to_string()));
+                    }
+                }
+                Output::Set(objects) => self.to_dataplane.put(ToDataplane::Set(objects)),
+                Output::Remove(ids) => self.to_dataplane.put(ToDataplane::Remove(ids)),
+                Output::Synced(source) => self.to_dataplane.put(ToDataplane::Synced(source)),
+                Output::Originate(cidr) => match &mut self.to_speaker {
+                    Some(outbox) => outbox.put(ToSpeaker::Originate(vec![cidr])),
+                    None => self.node.handle_originated(Now::read(), cidr),
+                },
+                Output::Withdraw(cidr) => match &mut self.to_speaker {
+                    Some(outbox) => outbox.put(ToSpeaker::Withdraw(vec![cidr])),
+                    None => self.node.handle_withdrawn(cidr),
+                },
+                Output::OriginationsSynced => {
+                    if let Some(outbox) = &mut self.to_speaker {
+                        outbox.put(ToSpeaker::OriginationsSynced);
+                    }
+                }
+                Output::Reply { caller, reply } => match (self.callers.remove(&caller), reply) {
+                    // A caller that is gone needs no answer.
+                    (Some(Waiter::Add(sender)), Reply::Added(result)) => {
+                        let _ = sender.send(result);
+                    }
+                    (Some(Waiter::Delete(sender)), Reply::Deleted(result)) => {
+                        let _ = sender.send(result);
+                    }
+                    _ => {}
+                },
+                Output::Publish(event) => self.watchers.retain(|watcher| watcher.send(&event)),
+            }
+        }
+        self.to_dataplane.push();
+        if let Some(outbox) = &mut self.to_speaker {
+            outbox.push();
+        }
+        self.metrics
+            .operations_in_flight
+            .set(i64::try_from(self.callers.len()).unwrap_or(i64::MAX));
+        self.metrics
+            .watchers
+            .set(i64::try_from(self.watchers.len()).unwrap_or(i64::MAX));
+    }
+
+    fn caller(&mut self, waiter: Waiter) -> Caller {
+        let caller = Caller(self.next_caller);
+        self.next_caller += 1;
+        self.callers.insert(caller, waiter);
+        caller
+    }
+
+    fn request(&mut self, request: Request, stopping: bool) {
+        // Whoever asked and went away needs no answer; sends to it fail, and that is all.
+        let refused = if stopping {
+            Some(Error::Stopping)
+        } else if self.callers.len() >= IN_FLIGHT {
+            Some(Error::Busy { limit: IN_FLIGHT })
+        } else {
+            None
+        };
+        let now = Now::read();
+        match request {
+            Request::Add {
+                id,
+                spec,
+                wait,
+                reply,
+            } => match refused {
+                Some(error) => {
+                    let _ = reply.send(Err(error));
+                }
+                None => {
+                    let caller = self.caller(Waiter::Add(reply));
+                    self.node.handle_add(now, caller, id, spec, wait);
+                }
+            },
+            Request::Delete {
+                id,
+                generation,
+                reply,
+            } => match refused {
+                Some(error) => {
+                    let _ = reply.send(Err(error));
+                }
+                None => {
+                    let caller = self.caller(Waiter::Delete(reply));
+                    self.node.handle_delete(now, caller, id, generation);
+                }
+            },
+            Request::Get(id, reply) => {
+                let _ = reply.send(self.node.workload(&id));
+            }
+            Request::List(reply) => {
+                let _ = reply.send(self.node.workloads());
+            }
+            Request::Watch(reply) => {
+                // Events of earlier inputs of this round are not in its channel yet, but what
+                // they tell is in the snapshot already.
+                self.deliver();
+                let (watcher, watch) = Watcher::new(self.node.published(), self.node.cursor());
+                if reply.send(watch).is_ok() {
+                    self.watchers.push(watcher);
+                }
+            }
+            Request::Pools(reply) => {
+                let _ = reply.send(self.node.pools(now));
+            }
+            Request::Blocks(reply) => {
+                let _ = reply.send(self.node.blocks(now));
+            }
+            Request::Address(address, reply) => {
+                let _ = reply.send(self.node.address(now, address));
+            }
+            Request::Status(reply) => {
+                let _ = reply.send(self.node.status());
+            }
+        }
+    }
+
+    fn dataplane(&mut self, events: Vec<Event>) {
+        let now = Now::read();
+        let mut next_hops = Vec::new();
+        for event in events {
+            match event {
+                Event::NextHop { address, state } => {
+                    next_hops.push((address, next_hop_state(state)));
+                }
+                Event::Repaired { id, what } => {
+                    tracing::warn!(?id, %what, "changed by others, put back");
+                }
+                Event::Failed { id, error } => {
+                    tracing::warn!(?id, kind = ?error.kind, error = %error.text, "not in the kernel");
+                    self.node.handle_dataplane(now, Event::Failed { id, error });
+                }
+                Event::Swept { source, deleted } => {
+                    tracing::info!(?source, deleted, "stale kernel objects removed");
+                    self.node
+                        .handle_dataplane(now, Event::Swept { source, deleted });
+                }
+                event => self.node.handle_dataplane(now, event),
+            }
+        }
+        if let Some(outbox) = &mut self.to_speaker
+            && !next_hops.is_empty()
+        {
+            outbox.put(ToSpeaker::NextHops(next_hops));
+        }
+    }
+
+    fn update(&mut self, update: Update) {
+        match update {
+            Update::Routes(changes) => {
+                let count = u64::try_from(changes.len()).unwrap_or(u64::MAX);
+                self.metrics.route_changes.inc_by(count);
+                self.node.handle_routes(changes);
+            }
+            Update::WatchNextHops { add, remove } => {
+                self.to_dataplane
+                    .put(ToDataplane::WatchNextHops { add, remove });
+            }
+            Update::Peers(peers) => {
+                for peer in peers {
+                    if peer.state == PeerState::Established {
+                        tracing::info!(peer = peer.name, address = %peer.address, "session established");
+                    } else {
+                        tracing::info!(peer = peer.name, address = %peer.address, state = ?peer.state, reason = peer.reason, "session not established");
+                    }
+                }
+                self.ask_advertised();
+            }
+            Update::FirstSync => {
+                tracing::info!("every peer has sent its table, or had time enough");
+                self.node.handle_first_sync();
+            }
+        }
+    }
+
+    fn acknowledged(&mut self, ack: Ack) {
+        let now = Now::read();
+        match ack {
+            Ack::Originated(blocks) => {
+                for cidr in blocks {
+                    self.node.handle_originated(now, cidr);
+                }
+                self.ask_advertised();
+            }
+            Ack::Withdrawn(blocks) => {
+                for cidr in blocks {
+                    self.node.handle_withdrawn(cidr);
+                }
+            }
+            Ack::Advertised(counts) => self.node.handle_advertised(counts),
+        }
+    }
+
+    /// Has the peers counted that have each block.
+    fn ask_advertised(&self) {
+        self.originated.send_replace(self.node.active_blocks());
+    }
+
+    /// Forgets callers and watchers that are gone.
+    fn sweep(&mut self) {
+        let gone: Vec<Caller> = self
+            .callers
+            .iter()
+            .filter(|(_, waiter)| waiter.is_gone())
+            .map(|(caller, _)| *caller)
+            .collect();
+        for caller in gone {
+            self.callers.remove(&caller);
+            self.node.forget(caller);
+        }
+        self.watchers.retain(|watcher| !watcher.is_closed());
+        if self.node.awaits_advertisement() {
+            self.ask_advertised();
+        }
+    }
+}
+
+fn next_hop_state(state: dataplane::desired::NextHopState) -> bgp::rib::NextHopState {
+    match state {
+        dataplane::desired::NextHopState::Unreachable => bgp::rib::NextHopState::Unreachable,
+        dataplane::desired::NextHopState::Reachable { metric } => {
+            bgp::rib::NextHopState::Reachable { metric }
+        }
+    }
+}
+
+async fn next_update(updates: &mut Option<bgp::driver::Updates>) -> Option<Update> {
+    match updates {
+        Some(updates) => updates.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn flush(outbox: &mut Option<Outbox<ToSpeaker>>) {
+    match outbox {
+        Some(outbox) => outbox.flush().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn ping(interval: &mut Option<tokio::time::Interval>) {
+    match interval {
+        Some(interval) => {
+            interval.tick().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
