@@ -10,6 +10,7 @@
 //! it is changed, in netlink's terms. The reconciler between them does no IO.
 
 pub mod desired;
+pub mod fake;
 pub mod kernel;
 pub mod linux;
 pub mod reconcile;

@@ -1,19 +1,49 @@
 //! Makes the kernel be as wanted, and keeps it so. No IO, no clock: the caller carries out what
 //! [`Reconciler::poll_output`] yields and reports back.
+//!
+//! * `table`: the main routing table as seen. `observe`: dumps and notifications.
+//! * `values`, `workload`: what a workload should look like; `lifecycle`: its way there and away.
+//! * `nexthops`, `resolve`: kernel nexthop objects, and where they lead.
+//! * `plan`: what is written and read next, and what the results mean.
 
+mod lifecycle;
+mod nexthops;
+mod observe;
+mod plan;
+mod resolve;
+mod table;
+#[cfg(test)]
+mod tests;
+mod values;
 pub mod view;
+mod workload;
 
 use std::{
+    collections::{BTreeSet, VecDeque},
     net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use hashbrown::{HashMap, HashSet};
+use indexmap::IndexSet;
 use ipnet::IpNet;
+
+pub use self::values::{host_interface, workload_mac};
+use self::{
+    lifecycle::{Stage, State},
+    nexthops::NextHops,
+    plan::Round,
+    table::{Hash, NONE, Table},
+};
 
 pub use self::view::{Hop, KernelRoute, Lookup, NextHopView, ObjectStatus, Status};
 use crate::{
-    desired::{Event, Object, ObjectId, Source},
-    kernel::{Change, Op, OpError, OpResult, Place, Query, Snapshot},
+    desired::{Detail, Event, Failure, FailureKind, Object, ObjectId, Source},
+    kernel::{
+        Address, Change, Link, NextHop, Op, OpError, OpResult, PROTOCOL_AGENTD_BGP, Place, Query,
+        Snapshot,
+    },
 };
 
 /// Identifies an [`Output::Apply`] until its results are handed in.
@@ -76,28 +106,340 @@ pub enum Output {
 /// it yields nothing, then sleep until [`poll_timeout`](Self::poll_timeout) or an input. Subscribe
 /// to the kernel's notifications before the first output is carried out.
 #[derive(Debug)]
-pub struct Reconciler {}
+pub struct Reconciler {
+    config: Config,
+    rng: fastrand::Rng,
+    /// As of the last input.
+    now: Instant,
 
-#[allow(unused_variables)]
+    // What the kernel has.
+    started: bool,
+    links: HashMap<u32, Link, Hash>,
+    names: HashMap<String, u32, Hash>,
+    addresses: HashMap<u32, Vec<Address>, Hash>,
+    table: Table,
+    seen_next_hops: HashMap<u32, NextHop, Hash>,
+    mtu: u32,
+    last_mtu_told: Option<u32>,
+
+    // What is wanted. Learned routes are in the table.
+    workloads: HashMap<Arc<str>, State, Hash>,
+    /// Which workload has an address.
+    host_routes: HashMap<IpNet, Arc<str>, Hash>,
+    by_host_name: HashMap<String, Arc<str>, Hash>,
+    by_index: HashMap<u32, Arc<str>, Hash>,
+    by_netns: HashMap<(u64, u64), Vec<Arc<str>>, Hash>,
+    /// And whether they were reported as programmed.
+    blackholes: HashMap<IpNet, bool, Hash>,
+    /// Blackholes of which the removal is still to be reported.
+    removing: HashSet<IpNet, Hash>,
+    next_hops: NextHops,
+    learned: usize,
+    synced: [bool; 3],
+    /// What was asked for before the first dump.
+    early: Vec<Early>,
+
+    // What is to be done.
+    refresh: bool,
+    /// The next dump of the host is to be followed by reading all namespaces.
+    read_inside: bool,
+    to_read: VecDeque<Arc<str>>,
+    to_write: VecDeque<Arc<str>>,
+    adds: VecDeque<IpNet>,
+    deletes: Vec<IpNet>,
+    route_reads: IndexSet<IpNet, Hash>,
+    /// Routes of which the kernel says that they exist, and then does not show any.
+    puzzling: HashSet<IpNet, Hash>,
+    spoilt_objects: HashSet<u32, Hash>,
+    global_writes: Vec<Op>,
+    reap: IndexSet<u32, Hash>,
+    reap_since: Option<Instant>,
+    reap_now: bool,
+    resolve_dirty: bool,
+    mtu_dirty: bool,
+    sweeps: Vec<(Source, usize)>,
+    round: Round,
+    read_next: bool,
+
+    // What waits for time to pass.
+    failures: HashMap<ObjectId, Trouble, Hash>,
+    retries: BTreeSet<(Instant, ObjectId)>,
+    object_failures: HashMap<u32, u32, Hash>,
+    object_retries: BTreeSet<(Instant, u32)>,
+    refresh_at: Option<Instant>,
+    refresh_failures: u32,
+    audit_at: Instant,
+
+    events: VecDeque<Event>,
+    outbox: VecDeque<Output>,
+    last_id: u64,
+    next_index: u32,
+
+    writes: u64,
+    write_errors: u64,
+    repairs: u64,
+    swept: u64,
+    overruns: u64,
+    last_audit: Option<Instant>,
+}
+
+/// Why an object is not in the kernel, and when it is tried again.
+#[derive(Debug)]
+struct Trouble {
+    failure: Failure,
+    attempts: u32,
+    due: Instant,
+}
+
+#[derive(Debug)]
+enum Early {
+    Set(Object),
+    Remove(ObjectId),
+    Synced(Source),
+}
+
+fn source_index(source: Source) -> usize {
+    match source {
+        Source::Block => 0,
+        Source::Workload => 1,
+        Source::Bgp => 2,
+    }
+}
+
 impl Reconciler {
     pub fn new(config: Config, now: Instant) -> Self {
-        Self {}
+        let mut rng = fastrand::Rng::with_seed(config.seed);
+        let audit_at = now + jitter(&mut rng, config.audit_interval);
+        let mtu = config.fallback_mtu;
+        Self {
+            config,
+            rng,
+            now,
+            started: false,
+            links: HashMap::default(),
+            names: HashMap::default(),
+            addresses: HashMap::default(),
+            table: Table::new(),
+            seen_next_hops: HashMap::default(),
+            mtu,
+            last_mtu_told: None,
+            workloads: HashMap::default(),
+            host_routes: HashMap::default(),
+            by_host_name: HashMap::default(),
+            by_index: HashMap::default(),
+            by_netns: HashMap::default(),
+            blackholes: HashMap::default(),
+            removing: HashSet::default(),
+            next_hops: NextHops::default(),
+            learned: 0,
+            synced: [false; 3],
+            early: Vec::new(),
+            refresh: true,
+            read_inside: false,
+            to_read: VecDeque::new(),
+            to_write: VecDeque::new(),
+            adds: VecDeque::new(),
+            deletes: Vec::new(),
+            route_reads: IndexSet::default(),
+            puzzling: HashSet::default(),
+            spoilt_objects: HashSet::default(),
+            global_writes: Vec::new(),
+            reap: IndexSet::default(),
+            reap_since: None,
+            reap_now: false,
+            resolve_dirty: false,
+            mtu_dirty: false,
+            sweeps: Vec::new(),
+            round: Round::None,
+            read_next: false,
+            failures: HashMap::default(),
+            retries: BTreeSet::new(),
+            object_failures: HashMap::default(),
+            object_retries: BTreeSet::new(),
+            refresh_at: None,
+            refresh_failures: 0,
+            audit_at,
+            events: VecDeque::new(),
+            outbox: VecDeque::new(),
+            last_id: 0,
+            next_index: 0,
+            writes: 0,
+            write_errors: 0,
+            repairs: 0,
+            swept: 0,
+            overruns: 0,
+            last_audit: None,
+        }
     }
 
-    /// Wants an object; replaces what was wanted under its id.
-    pub fn set(&mut self, now: Instant, object: Object) {}
+    /// Wants an object; replaces what was wanted under its id. An object that stands already is
+    /// reported as programmed again (but for learned routes).
+    pub fn set(&mut self, now: Instant, object: Object) {
+        self.now = now;
+        if !self.started {
+            self.early.push(Early::Set(object));
+            return;
+        }
+        match object {
+            Object::Workload(workload) => self.set_workload(workload),
+            Object::Blackhole(prefix) => {
+                let prefix = prefix.trunc();
+                self.removing.remove(&prefix);
+                self.blackholes.insert(prefix, false);
+                self.queue(prefix);
+            }
+            Object::Route(route) => self.set_route(route.prefix.trunc(), &route.next_hops),
+        }
+    }
+
+    fn set_route(&mut self, prefix: IpNet, next_hops: &[IpAddr]) {
+        if next_hops.is_empty() {
+            self.remove_route(prefix);
+            return;
+        }
+        self.resolve_all();
+        let entry = self.table.get(&prefix);
+        let id = self.use_set(next_hops, entry.seen);
+        match entry.learned {
+            NONE => self.learned += 1,
+            before => self.release_set(before),
+        }
+        self.table.update(&prefix, |entry| entry.learned = id);
+        if entry.seen != id {
+            self.queue(prefix);
+        }
+    }
+
+    fn remove_route(&mut self, prefix: IpNet) {
+        let entry = self.table.get(&prefix);
+        if entry.learned != NONE {
+            self.learned -= 1;
+            self.release_set(entry.learned);
+            self.table.update(&prefix, |entry| entry.learned = NONE);
+        }
+        if !self.failures.is_empty() {
+            self.failures.remove(&ObjectId::Route(prefix));
+        }
+        if entry.seen != NONE {
+            self.deletes.push(prefix);
+        }
+    }
 
     /// Does not want an object any more. Answered by [`Event::Removed`] (not for learned routes),
     /// also when there was no such object.
-    pub fn remove(&mut self, now: Instant, id: ObjectId) {}
+    pub fn remove(&mut self, now: Instant, id: ObjectId) {
+        self.now = now;
+        if !self.started {
+            self.early.push(Early::Remove(id));
+            return;
+        }
+        match id {
+            ObjectId::Workload(id) => self.remove_workload(&id),
+            ObjectId::Route(prefix) => self.remove_route(prefix.trunc()),
+            ObjectId::Blackhole(prefix) => {
+                let prefix = prefix.trunc();
+                self.failures.remove(&ObjectId::Blackhole(prefix));
+                self.blackholes.remove(&prefix);
+                self.removing.insert(prefix);
+                // Also when it is not seen: one may be under way.
+                self.deletes.push(prefix);
+            }
+        }
+    }
 
     /// All objects of that source are set: what the kernel has with its marks besides is stale.
-    pub fn source_synced(&mut self, now: Instant, source: Source) {}
+    pub fn source_synced(&mut self, now: Instant, source: Source) {
+        self.now = now;
+        if !self.started {
+            self.early.push(Early::Synced(source));
+            return;
+        }
+        if std::mem::replace(&mut self.synced[source_index(source)], true) {
+            return;
+        }
+        let stale: Vec<IpNet> = self
+            .table
+            .iter()
+            .filter(|(prefix, entry)| {
+                entry.seen != NONE
+                    && self.source_of(prefix, entry.seen) == source
+                    && entry.learned == NONE
+                    && !self.blackholes.contains_key(prefix)
+                    && !self.host_routes.contains_key(prefix)
+            })
+            .map(|(prefix, _)| prefix)
+            .collect();
+        let mut count = stale.len();
+        self.deletes.extend(stale);
+        match source {
+            Source::Block => {}
+            Source::Workload => {
+                let links: Vec<u32> = self
+                    .links
+                    .values()
+                    .filter(|link| {
+                        values::is_own_link(link)
+                            && !self.by_host_name.contains_key(&link.name)
+                            && !self.reap.contains(&link.index)
+                    })
+                    .map(|link| link.index)
+                    .collect();
+                count += links.len();
+                for index in links {
+                    self.reap_later(index);
+                }
+            }
+            Source::Bgp => {
+                let objects: Vec<u32> = self
+                    .seen_next_hops
+                    .values()
+                    .filter(|object| {
+                        object.protocol == PROTOCOL_AGENTD_BGP && !self.is_wanted_object(object.id)
+                    })
+                    .map(|object| object.id)
+                    .collect();
+                count += objects.len();
+                self.next_hops.retired.extend(objects);
+            }
+        }
+        self.sweeps.push((source, count));
+    }
+
+    fn is_synced(&self, source: Source) -> bool {
+        self.synced[source_index(source)]
+    }
+
+    fn report_sweeps(&mut self) {
+        if !self.reap.is_empty() && self.sweeps.iter().any(|(of, _)| *of == Source::Workload) {
+            return;
+        }
+        for (source, deleted) in std::mem::take(&mut self.sweeps) {
+            self.swept += deleted as u64;
+            self.events.push_back(Event::Swept { source, deleted });
+        }
+    }
+
+    fn replay_early(&mut self) {
+        let now = self.now;
+        for early in std::mem::take(&mut self.early) {
+            match early {
+                Early::Set(object) => self.set(now, object),
+                Early::Remove(id) => self.remove(now, id),
+                Early::Synced(source) => self.source_synced(now, source),
+            }
+        }
+    }
 
     /// Asks for [`Event::NextHop`] about an address: once soon, then at every change.
-    pub fn watch_next_hop(&mut self, now: Instant, address: IpAddr) {}
+    pub fn watch_next_hop(&mut self, now: Instant, address: IpAddr) {
+        self.now = now;
+        self.watch(address);
+    }
 
-    pub fn unwatch_next_hop(&mut self, now: Instant, address: IpAddr) {}
+    pub fn unwatch_next_hop(&mut self, now: Instant, address: IpAddr) {
+        self.now = now;
+        self.unwatch(address);
+    }
 
     /// The answer to an [`Output::Query`]. An interrupted dump (NLM_F_DUMP_INTR) is the error EINTR.
     pub fn handle_snapshot(
@@ -106,32 +448,273 @@ impl Reconciler {
         id: QueryId,
         answer: Result<Snapshot, OpError>,
     ) {
+        self.now = now;
+        let Round::Query { waiting, .. } = &mut self.round else {
+            return;
+        };
+        let Some(asked) = waiting.remove(&id.0) else {
+            return;
+        };
+        let done = waiting.is_empty();
+        let Round::Query {
+            waiting,
+            mut readings,
+        } = std::mem::take(&mut self.round)
+        else {
+            return;
+        };
+        self.finish_query(asked, answer, &mut readings);
+        if done {
+            for (id, reading) in readings {
+                self.evaluate(&id, reading);
+            }
+        } else {
+            self.round = Round::Query { waiting, readings };
+        }
     }
 
     /// The answer to an [`Output::Apply`], one result for each operation.
-    pub fn handle_results(&mut self, now: Instant, id: BatchId, results: Vec<OpResult>) {}
+    pub fn handle_results(&mut self, now: Instant, id: BatchId, results: Vec<OpResult>) {
+        self.now = now;
+        match std::mem::take(&mut self.round) {
+            Round::Apply { id: of, tags } if of == id => self.finish_apply(tags, results),
+            other => self.round = other,
+        }
+    }
 
     /// A notification from the kernel. Those about own writes do no harm, but cost time.
-    pub fn handle_change(&mut self, now: Instant, place: Place, change: Change) {}
+    pub fn handle_change(&mut self, now: Instant, place: Place, change: Change) {
+        self.now = now;
+        if !self.started {
+            // The first dump comes later and has it.
+            return;
+        }
+        match place {
+            Place::Host => self.host_changed(change),
+            Place::Netns(_) => self.inside_changed(&place, &change),
+        }
+    }
 
     /// Notifications were lost (ENOBUFS): everything is read again.
-    pub fn handle_overrun(&mut self, now: Instant) {}
+    pub fn handle_overrun(&mut self, now: Instant) {
+        self.now = now;
+        self.overruns += 1;
+        self.refresh = true;
+        self.read_inside = true;
+    }
+
+    fn refresh_failed(&mut self) {
+        let wait = self.back_off(self.refresh_failures);
+        self.refresh_failures += 1;
+        self.refresh_at = Some(self.now + wait);
+    }
+
+    /// 100 ms, then twice as long each time up to 30 s, less up to a quarter at random.
+    fn back_off(&mut self, attempts: u32) -> Duration {
+        let full = Duration::from_millis(100 << attempts.min(9)).min(Duration::from_secs(30));
+        full.mul_f64(1.0 - self.rng.f64() / 4.0)
+    }
+
+    fn fail(&mut self, id: ObjectId, kind: FailureKind, text: String) {
+        let attempts = self.failures.get(&id).map_or(0, |trouble| trouble.attempts);
+        let wait = self.back_off(attempts);
+        let due = self.now + wait;
+        let failure = Failure {
+            kind,
+            text,
+            retry_in: Some(wait),
+        };
+        let news = self.failures.get(&id).is_none_or(|before| {
+            before.failure.kind != failure.kind || before.failure.text != failure.text
+        });
+        if news {
+            let (id, error) = (id.clone(), failure.clone());
+            self.events.push_back(Event::Failed { id, error });
+        }
+        self.retries.insert((due, id.clone()));
+        let trouble = Trouble {
+            failure,
+            attempts: attempts + 1,
+            due,
+        };
+        if let Some(before) = self.failures.insert(id.clone(), trouble)
+            && before.due != due
+        {
+            self.retries.remove(&(before.due, id));
+        }
+    }
+
+    fn object_failed(&mut self, id: u32, error: &OpError) {
+        tracing::warn!(id, %error, "cannot write a nexthop object");
+        let attempts = self.object_failures.entry(id).or_default();
+        *attempts += 1;
+        let attempts = *attempts - 1;
+        let wait = self.back_off(attempts);
+        self.object_retries.insert((self.now + wait, id));
+    }
+
+    fn reap_later(&mut self, index: u32) {
+        self.reap.insert(index);
+        if self.reap_since.is_none() {
+            self.reap_since = Some(self.now + self.config.reap_delay);
+        }
+    }
+
+    fn update_mtu(&mut self) {
+        if !std::mem::take(&mut self.mtu_dirty) {
+            return;
+        }
+        let mtu = self.underlay_mtu().map_or(self.config.fallback_mtu, |mtu| {
+            mtu.saturating_sub(self.config.mtu_overhead).max(1280)
+        });
+        let first = self.last_mtu_told.is_none();
+        if self.mtu == mtu && !first {
+            return;
+        }
+        self.mtu = mtu;
+        self.last_mtu_told = Some(mtu);
+        self.events.push_back(Event::Mtu(mtu));
+        let following: Vec<Arc<str>> = self
+            .workloads
+            .iter()
+            .filter(|(_, state)| state.spec.mtu.is_none())
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in following {
+            self.read_again(&id, false);
+        }
+    }
 
     /// To be called when the time of [`poll_timeout`](Self::poll_timeout) has come; early or
     /// needless calls do no harm.
-    pub fn handle_timeout(&mut self, now: Instant) {}
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.now = now;
+        while let Some((due, _)) = self.retries.first() {
+            if *due > now {
+                break;
+            }
+            let Some((due, id)) = self.retries.pop_first() else {
+                break;
+            };
+            if self
+                .failures
+                .get(&id)
+                .is_none_or(|trouble| trouble.due != due)
+            {
+                continue;
+            }
+            match id {
+                ObjectId::Workload(id) => {
+                    if matches!(
+                        self.workloads.get(&id).map(|state| &state.stage),
+                        Some(Stage::Backoff)
+                    ) {
+                        self.enter(&id);
+                    }
+                }
+                ObjectId::Blackhole(prefix) | ObjectId::Route(prefix) => {
+                    if self.removing.contains(&prefix) {
+                        self.deletes.push(prefix);
+                    } else {
+                        self.queue(prefix);
+                    }
+                }
+            }
+        }
+        while let Some((due, id)) = self.object_retries.first().copied() {
+            if due > now {
+                break;
+            }
+            self.object_retries.pop_first();
+            if self.is_wanted_object(id) {
+                self.next_hops.dirty.insert(id);
+            } else if self.object_stands(id) {
+                self.next_hops.retired.insert(id);
+            }
+        }
+        if self.refresh_at.is_some_and(|at| now >= at) {
+            self.refresh_at = None;
+            self.refresh = true;
+        }
+        if now >= self.audit_at {
+            let interval = self.config.audit_interval;
+            self.audit_at = now + jitter(&mut self.rng, interval);
+            self.refresh = true;
+        }
+    }
 
     pub fn poll_output(&mut self) -> Option<Output> {
-        None
+        if self.started {
+            self.resolve_all();
+            self.update_mtu();
+        }
+        if self.outbox.is_empty() {
+            self.start_round();
+        }
+        if let Some(event) = self.events.pop_front() {
+            return Some(Output::Event(event));
+        }
+        self.outbox.pop_front()
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) is to be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        None
+        let reap = match self.round {
+            Round::None => self.reap_since.filter(|_| !self.reap.is_empty()),
+            _ => None,
+        };
+        [
+            self.retries.first().map(|(due, _)| *due),
+            self.object_retries.first().map(|(due, _)| *due),
+            self.refresh_at,
+            reap,
+            Some(self.audit_at),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     pub fn status(&self) -> Status {
-        Status::default()
+        let conflicts = self
+            .failures
+            .values()
+            .filter(|trouble| trouble.failure.kind == FailureKind::Conflict)
+            .map(|trouble| trouble.failure.text.clone())
+            .collect();
+        let moving = self
+            .workloads
+            .values()
+            .filter(|state| !matches!(state.stage, Stage::Idle | Stage::Backoff))
+            .count();
+        Status {
+            started: self.started,
+            objects: self.workloads.len() + self.blackholes.len() + self.learned,
+            workloads: self.workloads.len(),
+            blackholes: self.blackholes.len(),
+            learned_routes: self.learned,
+            learned_installed: self
+                .table
+                .iter()
+                .filter(|(_, entry)| entry.learned != NONE && entry.learned == entry.seen)
+                .count(),
+            next_hop_objects: self
+                .seen_next_hops
+                .values()
+                .filter(|object| object.protocol == PROTOCOL_AGENTD_BGP)
+                .count(),
+            pending: moving + self.adds.len() + self.deletes.len() + self.early.len(),
+            failing: self.failures.len() + self.object_failures.len(),
+            writes: self.writes,
+            write_errors: self.write_errors,
+            repairs: self.repairs,
+            swept: self.swept,
+            links_to_reap: self.reap.len(),
+            overruns: self.overruns,
+            conflicts,
+            last_audit: self.last_audit,
+            mtu: self.mtu,
+        }
     }
 
     /// Own routes as last read from the kernel, in order of prefix, those after `after`; with
@@ -142,21 +725,69 @@ impl Reconciler {
         after: Option<IpNet>,
         limit: usize,
     ) -> Vec<KernelRoute> {
-        Vec::new()
+        // The smallest `limit` prefixes, in one pass over the table.
+        let mut page = std::collections::BinaryHeap::new();
+        for (prefix, entry) in self.table.iter() {
+            if entry.seen == NONE
+                || within.is_some_and(|within| !within.contains(&prefix))
+                || after.is_some_and(|after| prefix <= after)
+            {
+                continue;
+            }
+            if page.len() < limit {
+                page.push(prefix);
+            } else if page.peek().is_some_and(|last| prefix < *last) {
+                page.pop();
+                page.push(prefix);
+            }
+        }
+        page.into_sorted_vec()
+            .iter()
+            .filter_map(|prefix| self.own_route(prefix))
+            .map(|route| self.view_of(route))
+            .collect()
     }
 
     /// State of a wanted object; `None` when it is not wanted.
     pub fn object(&self, id: &ObjectId) -> Option<ObjectStatus> {
-        None
+        let failed = self
+            .failures
+            .get(id)
+            .map(|trouble| ObjectStatus::Failed(trouble.failure.clone()));
+        match id {
+            ObjectId::Workload(id) => {
+                let state = self.workloads.get(id)?;
+                if state.removal.is_some() {
+                    return Some(ObjectStatus::Removing);
+                }
+                let standing = state.detail().cloned().map(ObjectStatus::Programmed);
+                Some(failed.or(standing).unwrap_or(ObjectStatus::Pending))
+            }
+            ObjectId::Blackhole(prefix) => {
+                let told = self.blackholes.get(prefix)?;
+                let standing = told.then(|| ObjectStatus::Programmed(Detail::default()));
+                Some(failed.or(standing).unwrap_or(ObjectStatus::Pending))
+            }
+            ObjectId::Route(prefix) => {
+                let entry = self.table.get(prefix);
+                if entry.learned == NONE {
+                    return None;
+                }
+                if let Some(text) = self.unresolved_text(entry.learned) {
+                    return Some(ObjectStatus::Failed(Failure {
+                        kind: FailureKind::Unresolved,
+                        text,
+                        retry_in: None,
+                    }));
+                }
+                let standing = (entry.learned == entry.seen)
+                    .then(|| ObjectStatus::Programmed(Detail::default()));
+                Some(failed.or(standing).unwrap_or(ObjectStatus::Pending))
+            }
+        }
     }
+}
 
-    /// Which route of the main table covers an address, and where it leads.
-    pub fn lookup(&self, address: IpAddr) -> Lookup {
-        Lookup::default()
-    }
-
-    /// Next hops that are watched or used, in order of address.
-    pub fn next_hops(&self) -> Vec<NextHopView> {
-        Vec::new()
-    }
+fn jitter(rng: &mut fastrand::Rng, interval: Duration) -> Duration {
+    interval.mul_f64(0.75 + rng.f64() / 2.0)
 }

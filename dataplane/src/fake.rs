@@ -1,0 +1,643 @@
+//! A kernel in memory, for tests and benchmarks: it carries out [`Op`] and [`Query`] as Linux does,
+//! as far as the reconciler can tell, with the errors Linux gives, and with faults on demand.
+//!
+//! What it shares with the real one on purpose: a link that goes down or away takes its IPv4 routes
+//! and nexthop objects along without a notification; deleting a nexthop object removes its routes;
+//! an index or a name that is taken is EEXIST; a namespace that is gone is ENOENT. The caller's own
+//! operations are not notified, edits through [`FakeKernel::edit`] are.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+
+use crate::{
+    desired::Netns,
+    kernel::{
+        Address, Change, CreateVeth, Link, LinkChange, LinkKind, Neighbour, NextHop, NextHopKind,
+        Op, OpError, OpResult, Place, Query, Route, Snapshot, Target,
+    },
+};
+
+type RouteKey = (IpNet, u32, u32);
+
+/// One network namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FakeNamespace {
+    pub links: BTreeMap<u32, Link>,
+    pub addresses: BTreeMap<(u32, IpNet), Address>,
+    /// By prefix, table and metric.
+    pub routes: BTreeMap<RouteKey, Route>,
+    pub next_hops: BTreeMap<u32, NextHop>,
+    pub neighbours: BTreeMap<(u32, IpAddr), Neighbour>,
+    pub sysctls: BTreeMap<String, String>,
+}
+
+#[derive(Debug)]
+pub struct FakeKernel {
+    pub host: FakeNamespace,
+    /// By device and inode.
+    pub namespaces: BTreeMap<(u64, u64), FakeNamespace>,
+    /// What was notified and not taken yet.
+    pub changes: VecDeque<(Place, Change)>,
+    /// Operations carried out, also those that failed.
+    pub writes: u64,
+    /// Every operation with its result, when recording.
+    pub log: Option<Vec<(Op, OpResult)>>,
+    /// Errors for the next operations: `Some(errno)` makes one fail.
+    pub faults: VecDeque<Option<i32>>,
+    /// Errors for the next queries.
+    pub query_faults: VecDeque<Option<i32>>,
+    /// Where the other end of a veth stands: (namespace, index), by (namespace, index).
+    peers: BTreeMap<(Where, u32), (Where, u32)>,
+}
+
+type Where = Option<(u64, u64)>;
+
+fn error(errno: i32, text: &str) -> OpError {
+    OpError {
+        errno,
+        text: text.into(),
+    }
+}
+
+fn place_of(place: &Place) -> Where {
+    match place {
+        Place::Host => None,
+        Place::Netns(netns) => Some((netns.device, netns.inode)),
+    }
+}
+
+/// A namespace for tests: its inode is its name.
+pub fn netns(inode: u64) -> Netns {
+    Netns {
+        path: format!("/run/netns/test-{inode}").into(),
+        device: 4,
+        inode,
+    }
+}
+
+/// A plain link that is up and running.
+pub fn plain_link(index: u32, name: &str) -> Link {
+    Link {
+        index,
+        name: name.to_owned(),
+        kind: LinkKind::Other("dummy".to_owned()),
+        alias: None,
+        mac: Some([2, 0, 0, 0, 0, 1]),
+        mtu: 1500,
+        up: true,
+        running: true,
+        peer_index: None,
+        master: None,
+    }
+}
+
+fn loopback(up: bool) -> Link {
+    Link {
+        kind: LinkKind::Loopback,
+        mac: None,
+        mtu: 65536,
+        up,
+        running: up,
+        ..plain_link(1, "lo")
+    }
+}
+
+impl Default for FakeKernel {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl FakeKernel {
+    /// A host with `lo` and nothing else.
+    pub fn new() -> Self {
+        let mut host = FakeNamespace::default();
+        host.links.insert(1, loopback(true));
+        for path in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+            host.sysctls.insert(path.to_owned(), "0".to_owned());
+        }
+        Self {
+            host,
+            namespaces: BTreeMap::new(),
+            changes: VecDeque::new(),
+            writes: 0,
+            log: None,
+            faults: VecDeque::new(),
+            query_faults: VecDeque::new(),
+            peers: BTreeMap::new(),
+        }
+    }
+
+    /// Makes an empty namespace: see [`netns`].
+    pub fn add_namespace(&mut self, inode: u64) {
+        let mut space = FakeNamespace::default();
+        space.links.insert(1, loopback(false));
+        self.namespaces.insert((4, inode), space);
+    }
+
+    /// Deletes a namespace with all links in it, and their other ends.
+    pub fn delete_namespace(&mut self, inode: u64) {
+        let at = Some((4, inode));
+        let indexes: Vec<u32> = match self.namespaces.get(&(4, inode)) {
+            Some(space) => space.links.keys().copied().collect(),
+            None => return,
+        };
+        for index in indexes {
+            self.delete_link(at, index, true);
+        }
+        self.namespaces.remove(&(4, inode));
+    }
+
+    fn space(&mut self, at: Where) -> Result<&mut FakeNamespace, OpError> {
+        match at {
+            None => Ok(&mut self.host),
+            Some(key) => self
+                .namespaces
+                .get_mut(&key)
+                .ok_or_else(|| error(libc::ENOENT, "no such namespace")),
+        }
+    }
+
+    /// Carries out a batch.
+    pub fn apply(&mut self, ops: &[Op]) -> Vec<OpResult> {
+        ops.iter()
+            .map(|op| {
+                self.writes += 1;
+                let result = match self.faults.pop_front().flatten() {
+                    Some(errno) => Err(error(errno, "injected")),
+                    None => self.carry_out(op, false),
+                };
+                if let Some(log) = &mut self.log {
+                    log.push((op.clone(), result.clone()));
+                }
+                result
+            })
+            .collect()
+    }
+
+    /// Somebody else's operation: like [`apply`](Self::apply), with notifications.
+    pub fn edit(&mut self, op: &Op) -> OpResult {
+        self.carry_out(op, true)
+    }
+
+    fn tell(&mut self, loud: bool, at: Where, change: Change) {
+        if !loud {
+            return;
+        }
+        let place = match at {
+            None => Place::Host,
+            Some((_, inode)) => Place::Netns(netns(inode)),
+        };
+        self.changes.push_back((place, change));
+    }
+
+    fn carry_out(&mut self, op: &Op, loud: bool) -> OpResult {
+        match op {
+            Op::CreateVeth(create) => self.create(create, loud),
+            Op::SetLink { place, link } => self.set_link(place_of(place), link, loud),
+            Op::DeleteLinks(indexes) => {
+                for index in indexes {
+                    self.delete_link(None, *index, loud);
+                }
+                Ok(())
+            }
+            Op::AddAddress { place, address } => {
+                let at = place_of(place);
+                let space = self.space(at)?;
+                if !space.links.contains_key(&address.index) {
+                    return Err(error(libc::ENODEV, "add address"));
+                }
+                space
+                    .addresses
+                    .insert((address.index, address.net), *address);
+                self.tell(loud, at, Change::Address(*address));
+                Ok(())
+            }
+            Op::DeleteAddress { place, address } => {
+                let at = place_of(place);
+                let key = (address.index, address.net);
+                match self.space(at)?.addresses.remove(&key) {
+                    Some(gone) => {
+                        self.tell(loud, at, Change::AddressDeleted(gone));
+                        Ok(())
+                    }
+                    None => Err(error(libc::EADDRNOTAVAIL, "delete address")),
+                }
+            }
+            Op::AddRoute { place, route } => self.route(place_of(place), route, false, loud),
+            Op::ReplaceRoute { place, route } => self.route(place_of(place), route, true, loud),
+            Op::DeleteRoute { place, route } => {
+                let at = place_of(place);
+                let key = key_of(route);
+                let space = self.space(at)?;
+                match space.routes.get(&key) {
+                    Some(seen) if seen.protocol == route.protocol => {
+                        let gone = seen.clone();
+                        space.routes.remove(&key);
+                        self.tell(loud, at, Change::RouteDeleted(gone));
+                        Ok(())
+                    }
+                    _ => Err(error(libc::ESRCH, "delete route")),
+                }
+            }
+            Op::ReplaceNextHop(object) => self.replace_next_hop(object, loud),
+            Op::DeleteNextHop { id } => self.delete_next_hop(*id, loud),
+            Op::ReplaceNeighbour { place, neighbour } => {
+                let at = place_of(place);
+                let space = self.space(at)?;
+                if !space.links.contains_key(&neighbour.index) {
+                    return Err(error(libc::ENODEV, "replace neighbour"));
+                }
+                let key = (neighbour.index, neighbour.address);
+                space.neighbours.insert(key, *neighbour);
+                self.tell(loud, at, Change::Neighbour(*neighbour));
+                Ok(())
+            }
+            Op::DeleteNeighbour { place, neighbour } => {
+                let at = place_of(place);
+                let key = (neighbour.index, neighbour.address);
+                match self.space(at)?.neighbours.remove(&key) {
+                    Some(gone) => {
+                        self.tell(loud, at, Change::NeighbourDeleted(gone));
+                        Ok(())
+                    }
+                    None => Err(error(libc::ENOENT, "delete neighbour")),
+                }
+            }
+            Op::WriteSysctl { place, path, value } => {
+                let at = place_of(place);
+                let space = self.space(at)?;
+                let Some(seen) = space.sysctls.get_mut(path) else {
+                    return Err(error(libc::ENOENT, "write sysctl"));
+                };
+                seen.clone_from(value);
+                let name = path.split('/').nth(3).unwrap_or_default();
+                let index = space
+                    .links
+                    .values()
+                    .find(|link| link.name == name)
+                    .map(|link| link.index);
+                if let Some(index) = index {
+                    self.tell(loud, at, Change::Netconf { index });
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn create(&mut self, create: &CreateVeth, loud: bool) -> OpResult {
+        let inside = place_of(&Place::Netns(create.peer_netns.clone()));
+        let taken = |space: &FakeNamespace, index: u32, name: &str| {
+            space.links.contains_key(&index) || space.links.values().any(|link| link.name == name)
+        };
+        if taken(self.space(inside)?, create.peer_index, &create.peer_name)
+            || taken(&self.host, create.index, &create.name)
+        {
+            return Err(error(libc::EEXIST, "create veth"));
+        }
+        let host = Link {
+            index: create.index,
+            name: create.name.clone(),
+            kind: LinkKind::Veth,
+            alias: Some(create.alias.clone()),
+            mac: Some(create.mac),
+            mtu: create.mtu,
+            up: true,
+            running: true,
+            peer_index: Some(create.peer_index),
+            master: None,
+        };
+        let peer = Link {
+            index: create.peer_index,
+            name: create.peer_name.clone(),
+            alias: None,
+            mac: Some(create.peer_mac),
+            peer_index: Some(create.index),
+            ..host.clone()
+        };
+        add_sysctls(&mut self.host, &create.name);
+        let space = self.space(inside)?;
+        add_sysctls(space, &create.peer_name);
+        space.links.insert(peer.index, peer.clone());
+        self.host.links.insert(host.index, host.clone());
+        let (one, other) = ((None, host.index), (inside, peer.index));
+        self.peers.insert(one, other);
+        self.peers.insert(other, one);
+        self.tell(loud, None, Change::Link(host));
+        self.tell(loud, inside, Change::Link(peer));
+        Ok(())
+    }
+
+    fn set_link(&mut self, at: Where, change: &LinkChange, loud: bool) -> OpResult {
+        let Some(link) = self.space(at)?.links.get_mut(&change.index) else {
+            return Err(error(libc::ENODEV, "set link"));
+        };
+        let was_up = link.up;
+        if let Some(up) = change.up {
+            link.up = up;
+            link.running = up;
+        }
+        if let Some(mtu) = change.mtu {
+            link.mtu = mtu;
+        }
+        if let Some(mac) = change.mac {
+            link.mac = Some(mac);
+        }
+        if let Some(alias) = &change.alias {
+            link.alias = Some(alias.clone());
+        }
+        let link = link.clone();
+        self.tell(loud, at, Change::Link(link.clone()));
+        if was_up && !link.up {
+            self.flush(at, link.index, false);
+        }
+        Ok(())
+    }
+
+    /// Loss and return of the carrier.
+    pub fn set_carrier(&mut self, index: u32, running: bool) {
+        if let Some(link) = self.host.links.get_mut(&index) {
+            link.running = running;
+            let link = link.clone();
+            self.tell(true, None, Change::Link(link));
+            if !running {
+                self.flush_next_hops(index);
+            }
+        }
+    }
+
+    /// What a link that goes down takes along; silently, as far as it is IPv4 or nexthop objects.
+    fn flush(&mut self, at: Where, index: u32, all: bool) {
+        if at.is_none() {
+            self.flush_next_hops(index);
+        }
+        let Ok(space) = self.space(at) else {
+            return;
+        };
+        let through = |route: &Route| match &route.target {
+            Target::Link { index: of } => *of == index,
+            Target::Gateways(hops) => hops.iter().any(|hop| hop.index == index),
+            _ => false,
+        };
+        let gone: Vec<Route> = space
+            .routes
+            .values()
+            .filter(|route| through(route))
+            .cloned()
+            .collect();
+        space.routes.retain(|_, route| !through(route));
+        space.neighbours.retain(|(of, _), _| *of != index);
+        space
+            .addresses
+            .retain(|(of, net), _| *of != index || (!all && net.addr().is_ipv4()));
+        for route in gone {
+            if route.prefix.addr().is_ipv6() {
+                self.tell(true, at, Change::RouteDeleted(route));
+            }
+        }
+    }
+
+    fn flush_next_hops(&mut self, index: u32) {
+        let gone: Vec<u32> = self
+            .host
+            .next_hops
+            .values()
+            .filter(
+                |object| matches!(&object.kind, NextHopKind::Gateway(hop) if hop.index == index),
+            )
+            .map(|object| object.id)
+            .collect();
+        for id in gone {
+            self.drop_next_hop(id);
+        }
+    }
+
+    fn delete_link(&mut self, at: Where, index: u32, loud: bool) {
+        let Ok(space) = self.space(at) else {
+            return;
+        };
+        let Some(link) = space.links.remove(&index) else {
+            return;
+        };
+        let part = format!("/{}/", link.name);
+        space.sysctls.retain(|path, _| !path.contains(&part));
+        self.flush(at, index, true);
+        self.tell(loud, at, Change::LinkDeleted { index });
+        if let Some((other, other_index)) = self.peers.remove(&(at, index)) {
+            self.peers.remove(&(other, other_index));
+            self.delete_link(other, other_index, loud);
+        }
+    }
+
+    fn route(&mut self, at: Where, route: &Route, replace: bool, loud: bool) -> OpResult {
+        let key = key_of(route);
+        let space = self.space(at)?;
+        if !replace && space.routes.contains_key(&key) {
+            return Err(error(libc::EEXIST, "add route"));
+        }
+        let usable = |index: &u32| space.links.get(index).is_some_and(|link| link.up);
+        match &route.target {
+            Target::Link { index } if !usable(index) => {
+                return Err(error(libc::ENETDOWN, "add route"));
+            }
+            Target::Gateways(hops) if !hops.iter().all(|hop| usable(&hop.index)) => {
+                return Err(error(libc::ENETDOWN, "add route"));
+            }
+            Target::NextHop { id } if !space.next_hops.contains_key(id) => {
+                return Err(error(libc::EINVAL, "nexthop id does not exist"));
+            }
+            _ => {}
+        }
+        let mut route = route.clone();
+        route.metric = key.2;
+        space.routes.insert(key, route.clone());
+        self.tell(loud, at, Change::Route(route));
+        Ok(())
+    }
+
+    fn replace_next_hop(&mut self, object: &NextHop, loud: bool) -> OpResult {
+        let host = &mut self.host;
+        match &object.kind {
+            NextHopKind::Gateway(hop) => {
+                if !host
+                    .links
+                    .get(&hop.index)
+                    .is_some_and(|link| link.up && link.running)
+                {
+                    return Err(error(libc::ENETDOWN, "replace nexthop"));
+                }
+            }
+            NextHopKind::Group(members) => {
+                if members.is_empty()
+                    || !members
+                        .iter()
+                        .all(|(id, _)| host.next_hops.contains_key(id))
+                {
+                    return Err(error(libc::EINVAL, "replace nexthop group"));
+                }
+            }
+            NextHopKind::Blackhole => {}
+        }
+        host.next_hops.insert(object.id, object.clone());
+        self.tell(loud, None, Change::NextHop(object.clone()));
+        Ok(())
+    }
+
+    fn delete_next_hop(&mut self, id: u32, loud: bool) -> OpResult {
+        if !self.host.next_hops.contains_key(&id) {
+            return Err(error(libc::ENOENT, "delete nexthop"));
+        }
+        self.drop_next_hop(id);
+        self.tell(loud, None, Change::NextHopDeleted { id });
+        Ok(())
+    }
+
+    fn drop_next_hop(&mut self, id: u32) {
+        let host = &mut self.host;
+        host.next_hops.remove(&id);
+        host.routes
+            .retain(|_, route| route.target != Target::NextHop { id });
+        let mut emptied = BTreeSet::new();
+        for object in host.next_hops.values_mut() {
+            if let NextHopKind::Group(members) = &mut object.kind {
+                members.retain(|(member, _)| *member != id);
+                if members.is_empty() {
+                    emptied.insert(object.id);
+                }
+            }
+        }
+        for id in emptied {
+            self.drop_next_hop(id);
+        }
+    }
+
+    /// Answers a query.
+    pub fn query(&mut self, query: &Query) -> Result<Snapshot, OpError> {
+        if let Some(errno) = self.query_faults.pop_front().flatten() {
+            return Err(error(errno, "injected"));
+        }
+        match query {
+            Query::Place { place, sysctls } => {
+                let space = self.space(place_of(place))?;
+                Ok(Snapshot {
+                    links: space.links.values().cloned().collect(),
+                    addresses: space.addresses.values().copied().collect(),
+                    routes: space.routes.values().cloned().collect(),
+                    next_hops: space.next_hops.values().cloned().collect(),
+                    neighbours: space.neighbours.values().copied().collect(),
+                    sysctls: read_sysctls(space, sysctls),
+                })
+            }
+            Query::Link {
+                place,
+                index,
+                neighbours,
+                sysctls,
+            } => {
+                let space = self.space(place_of(place))?;
+                let Some(link) = space.links.get(index) else {
+                    return Err(error(libc::ENODEV, "get link"));
+                };
+                Ok(Snapshot {
+                    links: vec![link.clone()],
+                    addresses: space
+                        .addresses
+                        .values()
+                        .filter(|address| address.index == *index)
+                        .copied()
+                        .collect(),
+                    neighbours: neighbours
+                        .iter()
+                        .filter_map(|address| space.neighbours.get(&(*index, *address)))
+                        .copied()
+                        .collect(),
+                    sysctls: read_sysctls(space, sysctls),
+                    ..Snapshot::default()
+                })
+            }
+            Query::Routes(prefixes) => Ok(Snapshot {
+                routes: prefixes
+                    .iter()
+                    .flat_map(|prefix| {
+                        self.host
+                            .routes
+                            .range((*prefix, 0, 0)..=(*prefix, u32::MAX, u32::MAX))
+                    })
+                    .map(|(_, route)| route.clone())
+                    .collect(),
+                ..Snapshot::default()
+            }),
+        }
+    }
+
+    /// A foreign address with its connected route, as the kernel makes it.
+    pub fn add_host_address(&mut self, index: u32, net: IpNet) {
+        let address = Address {
+            index,
+            net,
+            nodad: false,
+        };
+        let place = Place::Host;
+        let added = self.edit(&Op::AddAddress { place, address });
+        debug_assert!(added.is_ok(), "no such link");
+        let route = Route {
+            prefix: net.trunc(),
+            table: 254,
+            metric: 0,
+            protocol: 2,
+            target: Target::Link { index },
+        };
+        let place = Place::Host;
+        let added = self.edit(&Op::ReplaceRoute { place, route });
+        debug_assert!(added.is_ok(), "link is down");
+    }
+}
+
+fn key_of(route: &Route) -> RouteKey {
+    let metric = match route.prefix {
+        IpNet::V6(_) if route.metric == 0 => 1024,
+        _ => route.metric,
+    };
+    (route.prefix, route.table, metric)
+}
+
+fn read_sysctls(space: &FakeNamespace, paths: &[String]) -> Vec<(String, Option<String>)> {
+    paths
+        .iter()
+        .map(|path| (path.clone(), space.sysctls.get(path).cloned()))
+        .collect()
+}
+
+fn add_sysctls(space: &mut FakeNamespace, interface: &str) {
+    for (group, keys) in [
+        (
+            "ipv4/conf",
+            &["proxy_arp", "forwarding", "route_localnet", "rp_filter"][..],
+        ),
+        ("ipv4/neigh", &["proxy_delay"][..]),
+        (
+            "ipv6/conf",
+            &[
+                "disable_ipv6",
+                "accept_dad",
+                "accept_ra",
+                "forwarding",
+                "proxy_ndp",
+            ][..],
+        ),
+    ] {
+        for key in keys {
+            let default = match *key {
+                "proxy_delay" => "80",
+                "accept_dad" | "accept_ra" => "1",
+                _ => "0",
+            };
+            let path = format!("net/{group}/{interface}/{key}");
+            space.sysctls.insert(path, default.to_owned());
+        }
+    }
+}

@@ -1,0 +1,456 @@
+//! Kernel nexthop objects for learned routes.
+//!
+//! Each BGP next hop in use has one object with the gateway that it resolves to; each set of several
+//! has a group of those. Routes name the object of their set. So a next hop that moves to another
+//! gateway, or is lost, costs one operation whatever the number of routes, and nothing but that
+//! object has to know how it is resolved.
+//!
+//! Ids are taken from a private range. After a restart the objects are known by their content: a set
+//! takes over the object that its first route points to when that has the content that it would get.
+
+use std::net::IpAddr;
+
+use hashbrown::{HashMap, HashSet};
+use smallvec::SmallVec;
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    NextHopView, Reconciler,
+    resolve::{Resolved, state_of},
+    table::{Code, Hash, NONE, SPOILT},
+};
+use crate::{
+    desired::{Event, NextHopState},
+    kernel::{NextHop, NextHopKind, PROTOCOL_AGENTD_BGP, Target},
+};
+
+/// First id that we give to objects.
+const FIRST_ID: u32 = 0x4100_0000;
+/// Ids end below this.
+const LAST_ID: u32 = 0x4200_0000;
+
+pub(super) type Members = SmallVec<[IpAddr; 1]>;
+
+#[derive(Debug, Default)]
+pub(super) struct NextHopEntry {
+    watched: bool,
+    /// How many sets contain it.
+    users: u32,
+    pub(super) resolved: Option<Resolved>,
+    told: Option<NextHopState>,
+    /// Of its object; 0 while it has no users.
+    id: u32,
+}
+
+#[derive(Debug)]
+struct Set {
+    members: Members,
+    /// Learned routes that have this set.
+    routes: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Owner {
+    Single(IpAddr),
+    Group,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct NextHops {
+    pub(super) hops: BTreeMap<IpAddr, NextHopEntry>,
+    /// By the id of their object.
+    sets: HashMap<u32, Set, Hash>,
+    set_ids: HashMap<Members, u32, Hash>,
+    owners: HashMap<u32, Owner, Hash>,
+    /// Objects that may differ from what is wanted.
+    pub(super) dirty: BTreeSet<u32>,
+    /// Sets without routes: dropped when nothing is left to write, so that a set that comes back at
+    /// once is still there.
+    pub(super) idle: BTreeSet<u32>,
+    /// Objects that nobody wants any more.
+    pub(super) retired: BTreeSet<u32>,
+    /// Sets of which routes wait for the object to exist.
+    pub(super) held: HashSet<u32, Hash>,
+    next_id: u32,
+}
+
+impl Reconciler {
+    /// Counts one more route with these next hops, and returns the id of their object. `hint` is
+    /// what the route points to in the kernel now.
+    pub(super) fn use_set(&mut self, members: &[IpAddr], hint: Code) -> u32 {
+        let members: Members = members.into();
+        if let Some(id) = self.next_hops.set_ids.get(&members) {
+            let id = *id;
+            if let Some(set) = self.next_hops.sets.get_mut(&id) {
+                set.routes += 1;
+            }
+            self.next_hops.idle.remove(&id);
+            return id;
+        }
+        let hints: SmallVec<[u32; 4]> = match self.seen_next_hops.get(&hint).map(|n| &n.kind) {
+            Some(NextHopKind::Group(group)) => group.iter().map(|(id, _)| *id).collect(),
+            _ => SmallVec::from_slice(&[hint]),
+        };
+        let ids: Vec<u32> = members
+            .iter()
+            .map(|member| self.use_next_hop(*member, &hints))
+            .collect();
+        let id = match ids.as_slice() {
+            [one] => *one,
+            _ => {
+                let kind = self.group_of(&members);
+                let id = self.claim(kind, &[hint]);
+                self.next_hops.owners.insert(id, Owner::Group);
+                id
+            }
+        };
+        self.next_hops.dirty.insert(id);
+        self.next_hops.set_ids.insert(members.clone(), id);
+        let set = Set { members, routes: 1 };
+        self.next_hops.sets.insert(id, set);
+        id
+    }
+
+    pub(super) fn release_set(&mut self, id: u32) {
+        if let Some(set) = self.next_hops.sets.get_mut(&id) {
+            set.routes -= 1;
+            if set.routes == 0 {
+                self.next_hops.idle.insert(id);
+            }
+        }
+    }
+
+    /// Gives up a set without routes, and the objects that are no longer needed then.
+    pub(super) fn drop_set(&mut self, id: u32) {
+        self.next_hops.idle.remove(&id);
+        self.next_hops.held.remove(&id);
+        let Some(set) = self.next_hops.sets.remove(&id) else {
+            return;
+        };
+        self.next_hops.set_ids.remove(&set.members);
+        if set.members.len() > 1 {
+            self.next_hops.owners.remove(&id);
+            self.next_hops.retired.insert(id);
+        }
+        for member in &set.members {
+            let Some(hop) = self.next_hops.hops.get_mut(member) else {
+                continue;
+            };
+            hop.users -= 1;
+            if hop.users == 0 {
+                self.next_hops.owners.remove(&hop.id);
+                self.next_hops.retired.insert(hop.id);
+                hop.id = 0;
+                if !hop.watched {
+                    self.next_hops.hops.remove(member);
+                }
+            }
+        }
+    }
+
+    fn use_next_hop(&mut self, address: IpAddr, hints: &[u32]) -> u32 {
+        if !self.next_hops.hops.contains_key(&address) {
+            let resolved = self.resolve(address);
+            let entry = NextHopEntry {
+                resolved,
+                ..NextHopEntry::default()
+            };
+            self.next_hops.hops.insert(address, entry);
+        }
+        let (id, kind) = match self.next_hops.hops.get_mut(&address) {
+            Some(hop) => {
+                hop.users += 1;
+                let kind = hop.resolved.map(|r| NextHopKind::Gateway(r.gateway));
+                (hop.id, kind)
+            }
+            None => (0, None),
+        };
+        if id != 0 {
+            return id;
+        }
+        let id = self.claim(kind, hints);
+        if let Some(hop) = self.next_hops.hops.get_mut(&address) {
+            hop.id = id;
+        }
+        self.next_hops.owners.insert(id, Owner::Single(address));
+        self.next_hops.dirty.insert(id);
+        id
+    }
+
+    /// An object of an earlier run with that content, or else a new id.
+    fn claim(&mut self, kind: Option<NextHopKind>, hints: &[u32]) -> u32 {
+        if let Some(kind) = kind {
+            let fits = |id: &u32| {
+                !self.next_hops.owners.contains_key(id)
+                    && self.seen_next_hops.get(id).is_some_and(|seen| {
+                        seen.protocol == PROTOCOL_AGENTD_BGP && same_kind(&seen.kind, &kind)
+                    })
+            };
+            let found = hints
+                .iter()
+                .find(|id| fits(id))
+                .or_else(|| self.seen_next_hops.keys().find(|id| fits(id)))
+                .copied();
+            if let Some(id) = found {
+                self.next_hops.retired.remove(&id);
+                return id;
+            }
+        }
+        let next = &mut self.next_hops.next_id;
+        loop {
+            if !(FIRST_ID..LAST_ID).contains(next) {
+                *next = FIRST_ID;
+            }
+            let id = *next;
+            *next += 1;
+            if !self.seen_next_hops.contains_key(&id) && !self.next_hops.owners.contains_key(&id) {
+                return id;
+            }
+        }
+    }
+
+    fn group_of(&self, members: &[IpAddr]) -> Option<NextHopKind> {
+        let mut ids: Vec<(u32, u16)> = members
+            .iter()
+            .filter_map(|member| self.next_hops.hops.get(member))
+            .filter(|hop| hop.resolved.is_some())
+            .map(|hop| (hop.id, 1))
+            .collect();
+        ids.sort_unstable();
+        (!ids.is_empty()).then_some(NextHopKind::Group(ids))
+    }
+
+    /// Content that an object should have; `None`: it should not exist.
+    pub(super) fn wanted_kind(&self, id: u32) -> Option<NextHopKind> {
+        match self.next_hops.owners.get(&id)? {
+            Owner::Single(address) => {
+                let resolved = self.next_hops.hops.get(address)?.resolved?;
+                Some(NextHopKind::Gateway(resolved.gateway))
+            }
+            Owner::Group => self.group_of(&self.next_hops.sets.get(&id)?.members),
+        }
+    }
+
+    pub(super) fn is_wanted_object(&self, id: u32) -> bool {
+        self.next_hops.owners.contains_key(&id)
+    }
+
+    /// Whether the kernel has the object of a set, so that routes can point to it.
+    pub(super) fn object_stands(&self, id: u32) -> bool {
+        self.seen_next_hops
+            .get(&id)
+            .is_some_and(|object| object.protocol == PROTOCOL_AGENTD_BGP)
+    }
+
+    /// Resolves all watched and used next hops anew. There are few: it is their routes that are
+    /// many, and those are not looked at.
+    pub(super) fn resolve_all(&mut self) {
+        if !std::mem::take(&mut self.resolve_dirty) {
+            return;
+        }
+        let addresses: Vec<IpAddr> = self.next_hops.hops.keys().copied().collect();
+        for address in addresses {
+            let resolved = self.resolve(address);
+            let Some(hop) = self.next_hops.hops.get_mut(&address) else {
+                continue;
+            };
+            if hop.resolved != resolved {
+                let moved = hop.resolved.map(|r| r.gateway) != resolved.map(|r| r.gateway);
+                let came_or_went = hop.resolved.is_some() != resolved.is_some();
+                hop.resolved = resolved;
+                let id = hop.id;
+                if id != 0 && moved {
+                    self.next_hops.dirty.insert(id);
+                }
+                if id != 0 && came_or_went {
+                    let sets = &self.next_hops.sets;
+                    let groups = sets
+                        .iter()
+                        .filter(|(_, set)| set.members.len() > 1 && set.members.contains(&address))
+                        .map(|(id, _)| *id);
+                    self.next_hops.dirty.extend(groups);
+                }
+            }
+            self.tell_next_hop(address);
+        }
+    }
+
+    fn tell_next_hop(&mut self, address: IpAddr) {
+        let Some(hop) = self.next_hops.hops.get_mut(&address) else {
+            return;
+        };
+        let state = state_of(hop.resolved);
+        if hop.watched && hop.told != Some(state) {
+            hop.told = Some(state);
+            self.events.push_back(Event::NextHop { address, state });
+        }
+    }
+
+    pub(super) fn watch(&mut self, address: IpAddr) {
+        let hop = self.next_hops.hops.entry(address).or_default();
+        hop.watched = true;
+        hop.told = None;
+        self.resolve_dirty = true;
+    }
+
+    pub(super) fn unwatch(&mut self, address: IpAddr) {
+        if let Some(hop) = self.next_hops.hops.get_mut(&address) {
+            hop.watched = false;
+            if hop.users == 0 {
+                self.next_hops.hops.remove(&address);
+            }
+        }
+    }
+
+    /// A route to this prefix changed: does it matter to any next hop?
+    pub(super) fn note_underlay_route(&mut self, prefix: &ipnet::IpNet) {
+        if !self.resolve_dirty && self.next_hops.hops.keys().any(|hop| prefix.contains(hop)) {
+            self.resolve_dirty = true;
+        }
+        if prefix.prefix_len() == 0 {
+            self.mtu_dirty = true;
+        }
+    }
+
+    /// Objects are gone from the kernel, and with them their routes and their places in groups.
+    /// `spoilt`: by somebody's doing, so that making them again is a repair.
+    pub(super) fn lose_objects(&mut self, ids: &[u32], spoilt: bool) {
+        let mut lost: HashSet<u32, Hash> = ids
+            .iter()
+            .copied()
+            .filter(|id| self.seen_next_hops.remove(id).is_some())
+            .collect();
+        if lost.is_empty() {
+            return;
+        }
+        let mut emptied = Vec::new();
+        for (id, object) in &mut self.seen_next_hops {
+            if let NextHopKind::Group(members) = &mut object.kind {
+                let before = members.len();
+                members.retain(|(member, _)| !lost.contains(member));
+                if members.len() != before {
+                    self.next_hops.dirty.insert(*id);
+                    if members.is_empty() {
+                        emptied.push(*id);
+                    }
+                }
+            }
+        }
+        for id in emptied {
+            self.seen_next_hops.remove(&id);
+            lost.insert(id);
+        }
+        for id in &lost {
+            self.next_hops.retired.remove(id);
+            if self.is_wanted_object(*id) {
+                self.next_hops.dirty.insert(*id);
+            }
+        }
+        self.lose_routes_where(|code| lost.contains(&code), spoilt);
+        // Foreign routes may have used them as well.
+        let foreign: Vec<ipnet::IpNet> = self
+            .table
+            .all_foreign()
+            .filter(|route| matches!(&route.target, Target::NextHop { id } if lost.contains(id)))
+            .map(|route| route.prefix)
+            .collect();
+        self.route_reads.extend(foreign);
+    }
+
+    /// Own routes of which the content fulfils a condition are gone.
+    pub(super) fn lose_routes_where(&mut self, gone: impl Fn(Code) -> bool, spoilt: bool) {
+        let mut again = Vec::new();
+        self.table.for_each(|prefix, entry| {
+            if entry.seen != NONE && gone(entry.seen) {
+                if spoilt && entry.learned == entry.seen {
+                    entry.flags |= SPOILT;
+                }
+                entry.seen = NONE;
+                again.push(prefix);
+            }
+        });
+        for prefix in again {
+            self.note_underlay_route(&prefix);
+            self.queue(prefix);
+        }
+        self.table.prune();
+    }
+
+    /// The object of a set stands again: its routes can be written.
+    pub(super) fn release_held(&mut self, id: u32) {
+        if !self.next_hops.held.remove(&id) {
+            return;
+        }
+        let waiting: Vec<ipnet::IpNet> = self
+            .table
+            .iter()
+            .filter(|(_, entry)| entry.learned == id && entry.seen != id)
+            .map(|(prefix, _)| prefix)
+            .collect();
+        for prefix in waiting {
+            self.queue(prefix);
+        }
+    }
+
+    pub(super) fn object_matches(&self, id: u32) -> bool {
+        let seen = self.seen_next_hops.get(&id);
+        match (self.wanted_kind(id), seen) {
+            (None, None) => true,
+            (Some(wanted), Some(seen)) => {
+                seen.protocol == PROTOCOL_AGENTD_BGP && same_kind(&seen.kind, &wanted)
+            }
+            _ => false,
+        }
+    }
+
+    pub(super) fn object_of(&self, id: u32, kind: NextHopKind) -> NextHop {
+        NextHop {
+            id,
+            protocol: PROTOCOL_AGENTD_BGP,
+            kind,
+        }
+    }
+
+    /// Why a set's routes are not in the kernel, if its next hops are the reason.
+    pub(super) fn unresolved_text(&self, id: u32) -> Option<String> {
+        if self.wanted_kind(id).is_some() {
+            return None;
+        }
+        let members = &self.next_hops.sets.get(&id)?.members;
+        let list: Vec<String> = members.iter().map(ToString::to_string).collect();
+        Some(format!(
+            "no route of this node leads to next hop {}",
+            list.join(", ")
+        ))
+    }
+
+    /// Next hops that are watched or used, in order of address.
+    pub fn next_hops(&self) -> Vec<NextHopView> {
+        self.next_hops
+            .hops
+            .iter()
+            .map(|(address, hop)| NextHopView {
+                address: *address,
+                state: state_of(hop.resolved),
+                hop: hop.resolved.and_then(|resolved| {
+                    let target = Target::Gateways(vec![resolved.gateway]);
+                    self.hops_of(&target).into_iter().next()
+                }),
+                id: (hop.id != 0 && self.object_stands(hop.id)).then_some(hop.id),
+                users: usize::try_from(hop.users).unwrap_or(usize::MAX),
+            })
+            .collect()
+    }
+}
+
+/// Whether two contents are the same to us: the kernel reports flags of its own.
+pub(super) fn same_kind(a: &NextHopKind, b: &NextHopKind) -> bool {
+    match (a, b) {
+        (NextHopKind::Gateway(a), NextHopKind::Gateway(b)) => {
+            a.address == b.address && a.index == b.index
+        }
+        (NextHopKind::Group(a), NextHopKind::Group(b)) => a == b,
+        (NextHopKind::Blackhole, NextHopKind::Blackhole) => true,
+        _ => false,
+    }
+}

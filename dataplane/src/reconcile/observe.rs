@@ -1,0 +1,504 @@
+//! What the kernel tells: dumps and notifications, and which objects they make us look at again.
+//!
+//! When a link goes down or is deleted, Linux drops its IPv4 routes and all nexthop objects through it
+//! without a word about either, so a change of a link stands for the loss of those as well.
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::{
+    Reconciler,
+    resolve::is_usable,
+    table::{LINK, MAIN, MET, NONE, SPOILT, is_own},
+    values::{GLOBAL_SYSCTLS, is_own_link, single},
+};
+use crate::{
+    desired::{Event, Source},
+    kernel::{
+        Address, Change, Link, NextHop, NextHopKind, Op, PROTOCOL_AGENTD_BGP, Place, Route,
+        Snapshot, Target,
+    },
+};
+
+impl Reconciler {
+    pub(super) fn link_named(&self, name: &str) -> Option<&Link> {
+        self.links.get(self.names.get(name)?)
+    }
+
+    /// Notes a link without drawing conclusions.
+    pub(super) fn note_link(&mut self, link: Link) -> Option<Link> {
+        let index = link.index;
+        let name = link.name.clone();
+        let before = self.links.insert(index, link);
+        if let Some(before) = &before
+            && before.name != name
+            && self.names.get(&before.name) == Some(&index)
+        {
+            self.names.remove(&before.name);
+        }
+        self.names.insert(name, index);
+        before
+    }
+
+    pub(super) fn forget_link(&mut self, index: u32) {
+        if let Some(link) = self.links.remove(&index)
+            && self.names.get(&link.name) == Some(&index)
+        {
+            self.names.remove(&link.name);
+        }
+        self.addresses.remove(&index);
+        self.reap.swap_remove(&index);
+        self.lose_link(index, true);
+    }
+
+    /// A link no longer carries packets; `down`: its IPv4 routes are gone as well.
+    fn lose_link(&mut self, index: u32, down: bool) {
+        self.resolve_dirty = true;
+        let objects: Vec<u32> = self
+            .seen_next_hops
+            .values()
+            .filter(|object| match &object.kind {
+                NextHopKind::Gateway(gateway) => gateway.index == index,
+                _ => false,
+            })
+            .map(|object| object.id)
+            .collect();
+        self.lose_objects(&objects, false);
+        if !down {
+            return;
+        }
+        match self
+            .by_index
+            .get(&index)
+            .and_then(|id| self.workloads.get(id))
+        {
+            Some(state) => {
+                let prefixes: Vec<IpNet> =
+                    state.spec.addresses.iter().map(|a| single(*a)).collect();
+                for prefix in prefixes {
+                    if self.table.get(&prefix).seen == LINK | index {
+                        self.table.set_seen(&prefix, NONE);
+                        self.queue(prefix);
+                    }
+                }
+            }
+            None => self.lose_routes_where(|code| code == LINK | index, false),
+        }
+        let foreign: Vec<IpNet> = self
+            .table
+            .all_foreign()
+            .filter(|route| match &route.target {
+                Target::Link { index: of } => *of == index,
+                Target::Gateways(gateways) => gateways.iter().any(|hop| hop.index == index),
+                _ => false,
+            })
+            .map(|route| route.prefix)
+            .collect();
+        self.route_reads.extend(foreign);
+    }
+
+    fn link_changed(&mut self, link: Link) {
+        let index = link.index;
+        let usable = is_usable(&link);
+        let up = link.up;
+        let mtu = link.mtu;
+        let before = self.note_link(link.clone());
+        if before.as_ref().map(is_usable) != Some(usable) {
+            self.resolve_dirty = true;
+        }
+        if before.as_ref().map(|link| link.mtu) != Some(mtu) {
+            self.mtu_dirty = true;
+        }
+        if let Some(before) = before
+            && ((before.up && !up) || (is_usable(&before) && !usable))
+        {
+            self.lose_link(index, !up);
+        }
+        let bound = self.by_index.get(&index).cloned();
+        if let Some(id) = bound {
+            let right = self.workloads.get(&id).is_some_and(|state| {
+                let change = self.want(state).host_link_difference(&link);
+                change
+                    == crate::kernel::LinkChange {
+                        index,
+                        ..Default::default()
+                    }
+                    && self.by_host_name.get(&link.name) == Some(&id)
+            });
+            if !right {
+                self.read_again(&id, true);
+            }
+        } else if let Some(id) = self.by_host_name.get(&link.name).cloned() {
+            self.read_again(&id, false);
+        } else {
+            self.reap_if_stale(&link);
+        }
+    }
+
+    fn reap_if_stale(&mut self, link: &Link) {
+        if is_own_link(link)
+            && self.is_synced(Source::Workload)
+            && !self.by_index.contains_key(&link.index)
+            && !self.by_host_name.contains_key(&link.name)
+            && !self.reap.contains(&link.index)
+        {
+            self.reap_later(link.index);
+        }
+    }
+
+    fn link_deleted(&mut self, index: u32) {
+        let name = self.links.get(&index).map(|link| link.name.clone());
+        let awaited = self.reap.contains(&index);
+        self.forget_link(index);
+        self.mtu_dirty = true;
+        if awaited {
+            self.wake_awaiting();
+        }
+        let bound = self.by_index.get(&index).cloned();
+        let named = name.and_then(|name| self.by_host_name.get(&name).cloned());
+        if let Some(id) = bound {
+            self.read_again(&id, true);
+        } else if let Some(id) = named {
+            // A foreign link that stood in the way is gone.
+            self.read_again(&id, false);
+        }
+    }
+
+    pub(super) fn see_route(&mut self, route: Route) {
+        if route.table != MAIN {
+            return;
+        }
+        if is_own(route.protocol) {
+            self.table.see(&route);
+        } else {
+            let prefix = route.prefix;
+            self.table.add_foreign(route);
+            self.note_underlay_route(&prefix);
+        }
+    }
+
+    fn route_changed(&mut self, route: Route) {
+        if route.table != MAIN {
+            return;
+        }
+        let prefix = route.prefix;
+        let before = self.table.get(&prefix).seen;
+        let own = is_own(route.protocol);
+        self.see_route(route);
+        if own {
+            let after = self.table.get(&prefix).seen;
+            if after != before {
+                self.spoil(prefix, before);
+                self.note_underlay_route(&prefix);
+            }
+            self.queue(prefix);
+        } else if before != NONE && self.table.foreign_on_key(&prefix).is_some() {
+            // It may have replaced ours, of which the kernel does not tell.
+            self.route_reads.insert(prefix);
+        } else if self.is_failing_route(&prefix) {
+            self.queue(prefix);
+        }
+    }
+
+    fn route_gone(&mut self, route: &Route) {
+        if route.table != MAIN {
+            return;
+        }
+        let prefix = route.prefix;
+        if !is_own(route.protocol) {
+            let gone =
+                |seen: &Route| seen.metric == route.metric && seen.protocol == route.protocol;
+            if self.table.remove_foreign(&prefix, gone) {
+                self.note_underlay_route(&prefix);
+                // Ours may stand there now.
+                self.queue(prefix);
+                if let Some(id) = self.host_routes.get(&prefix).cloned() {
+                    self.read_again(&id, false);
+                }
+            }
+            return;
+        }
+        if route.metric != super::table::own_metric(&prefix) {
+            self.table.odd.remove(&(prefix, route.metric));
+            return;
+        }
+        let before = self.table.get(&prefix).seen;
+        if before != NONE && before == super::table::code_of(route) {
+            self.table.set_seen(&prefix, NONE);
+            self.spoil(prefix, before);
+            self.note_underlay_route(&prefix);
+            self.queue(prefix);
+        }
+    }
+
+    /// If what stood at a prefix was as wanted, then what follows is a repair.
+    fn spoil(&mut self, prefix: IpNet, before: u32) {
+        if before != NONE && self.is_wanted(&prefix, before) {
+            self.table.update(&prefix, |entry| entry.flags |= SPOILT);
+        }
+    }
+
+    fn is_failing_route(&self, prefix: &IpNet) -> bool {
+        !self.failures.is_empty() && self.failures.contains_key(&self.route_object(*prefix))
+    }
+
+    fn address_changed(&mut self, address: Address, gone: bool) {
+        let of_link = self.addresses.entry(address.index).or_default();
+        of_link.retain(|seen| seen.net != address.net);
+        if !gone {
+            of_link.push(address);
+        }
+        if of_link.is_empty() {
+            self.addresses.remove(&address.index);
+        }
+        let bound = self.by_index.get(&address.index).cloned();
+        match bound {
+            Some(id) => {
+                let ours = self
+                    .workloads
+                    .get(&id)
+                    .is_some_and(|state| self.want(state).host_address().net == address.net);
+                if ours && gone {
+                    self.read_again(&id, true);
+                }
+            }
+            None => {
+                self.resolve_dirty = true;
+                self.mtu_dirty = true;
+            }
+        }
+    }
+
+    fn object_changed(&mut self, object: NextHop) {
+        let id = object.id;
+        let own = object.protocol == PROTOCOL_AGENTD_BGP;
+        self.seen_next_hops.insert(id, object);
+        self.resolve_dirty = true;
+        if self.is_wanted_object(id) {
+            if !self.object_matches(id) {
+                self.spoilt_objects.insert(id);
+            }
+            self.next_hops.dirty.insert(id);
+        } else if own && self.is_synced(Source::Bgp) {
+            self.next_hops.retired.insert(id);
+        }
+    }
+
+    pub(super) fn host_changed(&mut self, change: Change) {
+        match change {
+            Change::Link(link) => self.link_changed(link),
+            Change::LinkDeleted { index } => self.link_deleted(index),
+            Change::Address(address) => self.address_changed(address, false),
+            Change::AddressDeleted(address) => self.address_changed(address, true),
+            Change::Route(route) => self.route_changed(route),
+            Change::RouteDeleted(route) => self.route_gone(&route),
+            Change::NextHop(object) => self.object_changed(object),
+            Change::NextHopDeleted { id } => {
+                if self.is_wanted_object(id) && self.object_stands(id) {
+                    self.spoilt_objects.insert(id);
+                }
+                self.resolve_dirty = true;
+                self.lose_objects(&[id], true);
+            }
+            Change::Neighbour(neighbour) | Change::NeighbourDeleted(neighbour)
+                if !self.by_index.contains_key(&neighbour.index) => {}
+            Change::Neighbour(neighbour) => {
+                let id = self.by_index.get(&neighbour.index).cloned();
+                if let Some(id) = id
+                    && let Some(state) = self.workloads.get(&id)
+                    && self.is_address_of_ours(neighbour.address)
+                    && !self
+                        .want(state)
+                        .host_neighbours()
+                        .any(|wanted| wanted == neighbour)
+                {
+                    self.read_again(&id, true);
+                }
+            }
+            Change::NeighbourDeleted(neighbour) => {
+                if let Some(id) = self.by_index.get(&neighbour.index).cloned()
+                    && self.is_address_of_ours(neighbour.address)
+                {
+                    self.read_again(&id, true);
+                }
+            }
+            Change::Netconf { index } => {
+                if let Some(id) = self.by_index.get(&index).cloned() {
+                    self.read_again(&id, true);
+                }
+            }
+        }
+    }
+
+    pub(super) fn inside_changed(&mut self, place: &Place, change: &Change) {
+        let Place::Netns(netns) = place else {
+            return;
+        };
+        let concerned: Vec<Arc<str>> = self
+            .by_netns
+            .get(&(netns.device, netns.inode))
+            .into_iter()
+            .flatten()
+            .filter(|id| {
+                self.workloads
+                    .get(*id)
+                    .is_some_and(|state| !self.want(state).inside_change_is_harmless(change))
+            })
+            .cloned()
+            .collect();
+        for id in concerned {
+            self.read_again(&id, true);
+        }
+    }
+
+    /// Takes over a dump of the host's namespace, and looks again at what is not as it was.
+    pub(super) fn absorb_host(&mut self, snapshot: Snapshot) {
+        let first = !self.started;
+        self.links.clear();
+        self.names.clear();
+        self.addresses.clear();
+        for link in snapshot.links {
+            self.note_link(link);
+        }
+        for address in &snapshot.addresses {
+            self.addresses
+                .entry(address.index)
+                .or_default()
+                .push(*address);
+        }
+        self.absorb_objects(snapshot.next_hops, first);
+        self.absorb_main_table(snapshot.routes, first);
+        self.resolve_dirty = true;
+        self.mtu_dirty = true;
+        self.last_audit = Some(self.now);
+        if first {
+            self.started = true;
+            for (path, value) in GLOBAL_SYSCTLS {
+                let seen = snapshot.sysctls.iter().find(|(seen, _)| seen == path);
+                let right = match seen {
+                    Some((_, Some(seen))) => seen.trim() == value,
+                    Some((_, None)) => true,
+                    None => false,
+                };
+                if !right {
+                    self.global_writes.push(Op::WriteSysctl {
+                        place: Place::Host,
+                        path: path.to_owned(),
+                        value: value.to_owned(),
+                    });
+                }
+            }
+            self.events.push_back(Event::Started);
+            self.resolve_all();
+            self.update_mtu();
+            self.replay_early();
+            return;
+        }
+        self.reap.retain(|index| self.links.contains_key(index));
+        self.wake_awaiting();
+        self.audit_workloads(&snapshot.neighbours);
+        let links: Vec<Link> = self.links.values().cloned().collect();
+        for link in links {
+            self.reap_if_stale(&link);
+        }
+    }
+
+    fn absorb_objects(&mut self, objects: Vec<NextHop>, first: bool) {
+        let lost: Vec<u32> = self
+            .seen_next_hops
+            .keys()
+            .filter(|id| !objects.iter().any(|object| object.id == **id))
+            .copied()
+            .collect();
+        self.lose_objects(&lost, false);
+        for object in objects {
+            if first {
+                self.seen_next_hops.insert(object.id, object);
+            } else if self.seen_next_hops.get(&object.id) != Some(&object) {
+                self.object_changed(object);
+            }
+        }
+    }
+
+    fn absorb_main_table(&mut self, routes: Vec<Route>, first: bool) {
+        self.table.clear_foreign();
+        self.table.odd.clear();
+        let mut changed = Vec::new();
+        for route in routes {
+            if route.table != MAIN {
+                continue;
+            }
+            if first || !is_own(route.protocol) {
+                self.see_route(route);
+                continue;
+            }
+            let prefix = route.prefix;
+            let before = self.table.get(&prefix).seen;
+            self.see_route(route);
+            if self.table.get(&prefix).seen != before {
+                self.spoil(prefix, before);
+                changed.push(prefix);
+            }
+        }
+        let mut vanished = Vec::new();
+        self.table.for_each(|prefix, entry| {
+            if entry.flags & MET == 0 && entry.seen != NONE {
+                vanished.push((prefix, entry.seen));
+                entry.seen = NONE;
+            }
+            entry.flags &= !MET;
+        });
+        for (prefix, before) in vanished {
+            self.spoil(prefix, before);
+            changed.push(prefix);
+        }
+        for prefix in changed {
+            self.queue(prefix);
+        }
+        self.table.prune();
+        let failing: Vec<IpNet> = self
+            .failures
+            .keys()
+            .filter_map(|id| match id {
+                crate::desired::ObjectId::Route(prefix)
+                | crate::desired::ObjectId::Blackhole(prefix) => Some(*prefix),
+                crate::desired::ObjectId::Workload(_) => None,
+            })
+            .collect();
+        for prefix in failing {
+            self.queue(prefix);
+        }
+    }
+
+    /// Looks again at workloads of which the host's side is not as it should be.
+    fn audit_workloads(&mut self, neighbours: &[crate::kernel::Neighbour]) {
+        let neighbours: hashbrown::HashSet<_> = neighbours.iter().copied().collect();
+        let mut wrong = Vec::new();
+        for (id, state) in &self.workloads {
+            let want = self.want(state);
+            let right = state.index != 0
+                && self.links.get(&state.index).is_some_and(|link| {
+                    want.host_link_difference(link)
+                        == crate::kernel::LinkChange {
+                            index: state.index,
+                            ..Default::default()
+                        }
+                })
+                && self.addresses.get(&state.index).is_some_and(|of_link| {
+                    let address = want.host_address();
+                    of_link.iter().any(|seen| seen.net == address.net)
+                })
+                && want
+                    .host_neighbours()
+                    .all(|neighbour| neighbours.contains(&neighbour));
+            if !right || self.read_inside {
+                wrong.push(id.clone());
+            }
+        }
+        self.read_inside = false;
+        for id in wrong {
+            self.read_again(&id, true);
+        }
+    }
+}

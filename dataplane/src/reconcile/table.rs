@@ -1,0 +1,296 @@
+//! The host's main routing table as last seen, with what is wanted of learned routes beside it.
+//!
+//! Own routes come by the hundred thousand, so each costs two words: their whole content is one of
+//! a few forms, which fit into a code. Foreign routes, usually a handful, are kept as they are.
+
+use std::net::IpAddr;
+
+use hashbrown::HashMap;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use smallvec::SmallVec;
+
+use crate::kernel::{PROTOCOL_AGENTD, PROTOCOL_AGENTD_BGP, Route, Target};
+
+pub(super) type Hash = foldhash::fast::RandomState;
+
+/// RT_TABLE_MAIN.
+pub(super) const MAIN: u32 = 254;
+
+/// Content of an own route: nothing, a blackhole, something that we never write, an interface
+/// (`LINK` and its index), or else the id of a nexthop object.
+pub(super) type Code = u32;
+pub(super) const NONE: Code = 0;
+pub(super) const BLACKHOLE: Code = 1;
+pub(super) const OTHER: Code = 2;
+pub(super) const LINK: Code = 0x8000_0000;
+
+/// In one of the queues.
+pub(super) const QUEUED: u8 = 1;
+/// Met in the dump that is being read.
+pub(super) const MET: u8 = 2;
+/// The route was as wanted, and somebody changed it.
+pub(super) const SPOILT: u8 = 4;
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Entry {
+    /// What the learned route of this prefix should be; `NONE`: there is none.
+    pub(super) learned: Code,
+    /// What stands in the kernel.
+    pub(super) seen: Code,
+    pub(super) flags: u8,
+}
+
+impl Entry {
+    fn is_empty(self) -> bool {
+        self.learned == NONE && self.seen == NONE && self.flags & (QUEUED | SPOILT) == 0
+    }
+}
+
+/// Metric with which we write routes: what the kernel makes of "none given".
+pub(super) fn own_metric(prefix: &IpNet) -> u32 {
+    match prefix {
+        IpNet::V4(_) => 0,
+        IpNet::V6(_) => 1024,
+    }
+}
+
+pub(super) fn is_own(protocol: u8) -> bool {
+    protocol == PROTOCOL_AGENTD || protocol == PROTOCOL_AGENTD_BGP
+}
+
+pub(super) fn code_of(route: &Route) -> Code {
+    match (&route.target, route.protocol) {
+        (Target::Blackhole, PROTOCOL_AGENTD) => BLACKHOLE,
+        (Target::Link { index }, PROTOCOL_AGENTD) if *index < LINK => LINK | *index,
+        (Target::Gateways(gateways), PROTOCOL_AGENTD) => match gateways.as_slice() {
+            [one] if one.address.is_none() && one.index < LINK => LINK | one.index,
+            _ => OTHER,
+        },
+        (Target::NextHop { id }, PROTOCOL_AGENTD_BGP) if *id > OTHER && *id < LINK => *id,
+        _ => OTHER,
+    }
+}
+
+pub(super) fn route_of(prefix: IpNet, code: Code) -> Route {
+    let (protocol, target) = match code {
+        BLACKHOLE => (PROTOCOL_AGENTD, Target::Blackhole),
+        code if code & LINK != 0 => (
+            PROTOCOL_AGENTD,
+            Target::Link {
+                index: code & !LINK,
+            },
+        ),
+        id => (PROTOCOL_AGENTD_BGP, Target::NextHop { id }),
+    };
+    Route {
+        prefix,
+        table: MAIN,
+        metric: own_metric(&prefix),
+        protocol,
+        target,
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Table {
+    v4: HashMap<Ipv4Net, Entry, Hash>,
+    v6: HashMap<Ipv6Net, Entry, Hash>,
+    /// Own routes on our key whose content is `OTHER`.
+    pub(super) other: HashMap<IpNet, Route, Hash>,
+    /// Own routes with a metric that we never use.
+    pub(super) odd: HashMap<(IpNet, u32), Route, Hash>,
+    foreign: HashMap<IpNet, SmallVec<[Route; 1]>, Hash>,
+    /// How many own and foreign prefixes there are of each length.
+    own_lengths: [Vec<u32>; 2],
+    foreign_lengths: [Vec<u32>; 2],
+}
+
+fn family(prefix: &IpNet) -> usize {
+    usize::from(matches!(prefix, IpNet::V6(_)))
+}
+
+fn lengths() -> [Vec<u32>; 2] {
+    [vec![0; 33], vec![0; 129]]
+}
+
+impl Table {
+    pub(super) fn new() -> Self {
+        Self {
+            v4: HashMap::default(),
+            v6: HashMap::default(),
+            other: HashMap::default(),
+            odd: HashMap::default(),
+            foreign: HashMap::default(),
+            own_lengths: lengths(),
+            foreign_lengths: lengths(),
+        }
+    }
+
+    pub(super) fn get(&self, prefix: &IpNet) -> Entry {
+        match prefix {
+            IpNet::V4(net) => self.v4.get(net).copied(),
+            IpNet::V6(net) => self.v6.get(net).copied(),
+        }
+        .unwrap_or_default()
+    }
+
+    /// Changes an entry, making or dropping it as needed, and returns it as it is afterwards.
+    pub(super) fn update(&mut self, prefix: &IpNet, change: impl FnOnce(&mut Entry)) -> Entry {
+        let lengths = &mut self.own_lengths[family(prefix)];
+        macro_rules! update {
+            ($map:expr, $net:expr) => {{
+                match $map.entry(*$net) {
+                    hashbrown::hash_map::Entry::Occupied(mut slot) => {
+                        change(slot.get_mut());
+                        let entry = *slot.get();
+                        if entry.is_empty() {
+                            slot.remove();
+                            lengths[usize::from(prefix.prefix_len())] -= 1;
+                        }
+                        entry
+                    }
+                    hashbrown::hash_map::Entry::Vacant(slot) => {
+                        let mut entry = Entry::default();
+                        change(&mut entry);
+                        if !entry.is_empty() {
+                            slot.insert(entry);
+                            lengths[usize::from(prefix.prefix_len())] += 1;
+                        }
+                        entry
+                    }
+                }
+            }};
+        }
+        match prefix {
+            IpNet::V4(net) => update!(self.v4, net),
+            IpNet::V6(net) => update!(self.v6, net),
+        }
+    }
+
+    pub(super) fn set_seen(&mut self, prefix: &IpNet, code: Code) {
+        self.update(prefix, |entry| entry.seen = code);
+        if code != OTHER {
+            self.other.remove(prefix);
+        }
+    }
+
+    /// Notes that an own route stands in the kernel.
+    pub(super) fn see(&mut self, route: &Route) {
+        if route.metric != own_metric(&route.prefix) {
+            self.odd.insert((route.prefix, route.metric), route.clone());
+            return;
+        }
+        let code = code_of(route);
+        self.update(&route.prefix, |entry| {
+            entry.seen = code;
+            entry.flags |= MET;
+        });
+        if code == OTHER {
+            self.other.insert(route.prefix, route.clone());
+        } else {
+            self.other.remove(&route.prefix);
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (IpNet, Entry)> + '_ {
+        let v4 = self.v4.iter().map(|(net, entry)| (IpNet::V4(*net), *entry));
+        let v6 = self.v6.iter().map(|(net, entry)| (IpNet::V6(*net), *entry));
+        v4.chain(v6)
+    }
+
+    pub(super) fn for_each(&mut self, mut change: impl FnMut(IpNet, &mut Entry)) {
+        for (net, entry) in &mut self.v4 {
+            change(IpNet::V4(*net), entry);
+        }
+        for (net, entry) in &mut self.v6 {
+            change(IpNet::V6(*net), entry);
+        }
+    }
+
+    /// Drops entries that [`for_each`](Self::for_each) emptied.
+    pub(super) fn prune(&mut self) {
+        let [v4, v6] = &mut self.own_lengths;
+        self.v4.retain(|net, entry| {
+            let keep = !entry.is_empty();
+            if !keep {
+                v4[usize::from(net.prefix_len())] -= 1;
+            }
+            keep
+        });
+        self.v6.retain(|net, entry| {
+            let keep = !entry.is_empty();
+            if !keep {
+                v6[usize::from(net.prefix_len())] -= 1;
+            }
+            keep
+        });
+        if self.v4.len() * 4 < self.v4.capacity() {
+            self.v4.shrink_to(self.v4.len() * 2);
+        }
+        if self.v6.len() * 4 < self.v6.capacity() {
+            self.v6.shrink_to(self.v6.len() * 2);
+        }
+    }
+
+    pub(super) fn clear_foreign(&mut self) {
+        self.foreign.clear();
+        self.foreign_lengths = lengths();
+    }
+
+    pub(super) fn add_foreign(&mut self, route: Route) {
+        let routes = self.foreign.entry(route.prefix).or_default();
+        if routes.is_empty() {
+            self.foreign_lengths[family(&route.prefix)][usize::from(route.prefix.prefix_len())] +=
+                1;
+        }
+        routes.retain(|other| other.metric != route.metric);
+        routes.push(route);
+        routes.sort_by_key(|route| route.metric);
+    }
+
+    /// Removes foreign routes of a prefix, and returns whether there were any.
+    pub(super) fn remove_foreign(&mut self, prefix: &IpNet, gone: impl Fn(&Route) -> bool) -> bool {
+        let Some(routes) = self.foreign.get_mut(prefix) else {
+            return false;
+        };
+        let before = routes.len();
+        routes.retain(|route| !gone(route));
+        let changed = routes.len() != before;
+        if routes.is_empty() {
+            self.foreign.remove(prefix);
+            self.foreign_lengths[family(prefix)][usize::from(prefix.prefix_len())] -= 1;
+        }
+        changed
+    }
+
+    pub(super) fn foreign(&self, prefix: &IpNet) -> &[Route] {
+        self.foreign.get(prefix).map_or(&[], |routes| routes)
+    }
+
+    pub(super) fn all_foreign(&self) -> impl Iterator<Item = &Route> + '_ {
+        self.foreign.values().flatten()
+    }
+
+    /// The foreign route that stands where an own route of this prefix would.
+    pub(super) fn foreign_on_key(&self, prefix: &IpNet) -> Option<&Route> {
+        let metric = own_metric(prefix);
+        self.foreign(prefix)
+            .iter()
+            .find(|route| route.metric == metric)
+    }
+
+    /// Prefixes that contain an address and have a route, longest first.
+    pub(super) fn covering(&self, address: IpAddr) -> impl Iterator<Item = IpNet> + '_ {
+        let (which, bits) = match address {
+            IpAddr::V4(_) => (0, 32u8),
+            IpAddr::V6(_) => (1, 128u8),
+        };
+        (0..=bits).rev().filter_map(move |length| {
+            let at = usize::from(length);
+            if self.own_lengths[which][at] == 0 && self.foreign_lengths[which][at] == 0 {
+                return None;
+            }
+            IpNet::new(address, length).ok().map(|net| net.trunc())
+        })
+    }
+}

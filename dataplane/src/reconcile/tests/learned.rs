@@ -1,0 +1,291 @@
+use super::*;
+use crate::{
+    desired::NextHopState,
+    kernel::{LinkChange, NextHopKind},
+};
+
+fn gateway_of(world: &World, prefix: &str) -> Option<IpAddr> {
+    let Target::NextHop { id } = world.route(prefix)?.target else {
+        panic!("not by a nexthop object");
+    };
+    match &world.kernel.host.next_hops[&id].kind {
+        NextHopKind::Gateway(gateway) => gateway.address,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn group_of(world: &World, prefix: &str) -> usize {
+    let Some(Target::NextHop { id }) = world.route(prefix).map(|route| &route.target) else {
+        panic!("not by a nexthop object");
+    };
+    match &world.kernel.host.next_hops[id].kind {
+        NextHopKind::Group(members) => members.len(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn routes_of_one_next_hop_share_one_object() {
+    let mut world = World::new(kernel());
+    for number in 0..50 {
+        let object = learned(&format!("10.1.{number}.0/24"), &["192.168.1.11"]);
+        world.reconciler.set(world.now, object);
+    }
+    world.run();
+    assert_eq!(world.kernel.host.next_hops.len(), 1);
+    assert_eq!(gateway_of(&world, "10.1.7.0/24"), Some(ip("192.168.1.11")));
+    assert_eq!(world.route("10.1.7.0/24").unwrap().protocol, 71);
+    assert_eq!(world.reconciler.status().learned_installed, 50);
+}
+
+#[test]
+fn a_next_hop_behind_a_router_is_reached_through_that_router() {
+    let mut world = World::new(kernel());
+    world.set(learned("10.1.0.0/24", &["172.30.0.1"]));
+    assert_eq!(gateway_of(&world, "10.1.0.0/24"), Some(ip("192.168.1.1")));
+}
+
+#[test]
+fn a_next_hop_that_moves_costs_one_operation() {
+    let mut world = World::new(kernel());
+    for number in 0..50 {
+        let object = learned(&format!("10.1.{number}.0/24"), &["172.30.0.1"]);
+        world.reconciler.set(world.now, object);
+    }
+    world.run();
+    world.batches.clear();
+    let place = Place::Host;
+    let route = foreign_via("172.30.0.0/16", "192.168.1.2");
+    world.edit(Op::AddRoute { place, route });
+    assert_eq!(world.batches.iter().flatten().count(), 1);
+    assert_eq!(gateway_of(&world, "10.1.7.0/24"), Some(ip("192.168.1.2")));
+}
+
+#[test]
+fn loss_of_a_member_of_a_group_costs_one_operation() {
+    let mut world = World::new(kernel());
+    let place = Place::Host;
+    let route = foreign_via("172.31.0.0/16", "192.168.1.2");
+    world.edit(Op::AddRoute {
+        place: place.clone(),
+        route: route.clone(),
+    });
+    let default = foreign_via("0.0.0.0/0", "192.168.1.1");
+    world.edit(Op::DeleteRoute {
+        place: place.clone(),
+        route: default,
+    });
+    for number in 0..50 {
+        let hops = ["172.31.0.1", "192.168.1.11"];
+        let object = learned(&format!("10.1.{number}.0/24"), &hops);
+        world.reconciler.set(world.now, object);
+    }
+    world.run();
+    assert_eq!(group_of(&world, "10.1.7.0/24"), 2);
+    world.batches.clear();
+    world.edit(Op::DeleteRoute {
+        place: place.clone(),
+        route: route.clone(),
+    });
+    assert_eq!(world.batches.iter().flatten().count(), 1);
+    assert_eq!(group_of(&world, "10.1.7.0/24"), 1);
+    world.edit(Op::AddRoute { place, route });
+    assert_eq!(group_of(&world, "10.1.7.0/24"), 2);
+}
+
+#[test]
+fn withdrawal_of_everything_from_a_next_hop_is_one_operation() {
+    let mut world = World::new(kernel());
+    for number in 0..50 {
+        let object = learned(&format!("10.1.{number}.0/24"), &["192.168.1.11"]);
+        world.reconciler.set(world.now, object);
+    }
+    world.run();
+    world.batches.clear();
+    for number in 0..50 {
+        let id = ObjectId::Route(net(&format!("10.1.{number}.0/24")));
+        world.reconciler.remove(world.now, id);
+    }
+    world.run();
+    assert_eq!(world.batches.iter().flatten().count(), 1);
+    assert!(world.route("10.1.7.0/24").is_none());
+    let status = world.reconciler.status();
+    assert_eq!((status.objects, status.pending), (0, 0));
+}
+
+#[test]
+fn a_route_that_changes_its_next_hop_is_replaced_before_anything_is_deleted() {
+    let mut world = World::new(kernel());
+    world.set(learned("10.1.0.0/24", &["192.168.1.11"]));
+    world.batches.clear();
+    world.set(learned("10.1.0.0/24", &["192.168.1.12"]));
+    assert_eq!(gateway_of(&world, "10.1.0.0/24"), Some(ip("192.168.1.12")));
+    assert_eq!(world.kernel.host.next_hops.len(), 1);
+    let ops: Vec<&Op> = world.batches.iter().flatten().collect();
+    assert!(matches!(
+        ops.as_slice(),
+        [
+            Op::ReplaceNextHop(_),
+            Op::ReplaceRoute { .. },
+            Op::DeleteNextHop { .. }
+        ]
+    ));
+}
+
+#[test]
+fn routes_come_back_after_the_link_was_down() {
+    let mut world = World::new(kernel());
+    world.set(learned("10.1.0.0/24", &["192.168.1.11"]));
+    world.set(learned("10.2.0.0/24", &["192.168.1.11", "192.168.1.12"]));
+    world
+        .reconciler
+        .watch_next_hop(world.now, ip("192.168.1.11"));
+    world.run();
+    let address = ip("192.168.1.11");
+    let reachable = NextHopState::Reachable { metric: 0 };
+    let unreachable = NextHopState::Unreachable;
+    assert_eq!(
+        world.take_events().last(),
+        Some(&Event::NextHop {
+            address,
+            state: reachable
+        })
+    );
+    let set = |up| Op::SetLink {
+        place: Place::Host,
+        link: LinkChange {
+            index: UNDERLAY,
+            up: Some(up),
+            ..LinkChange::default()
+        },
+    };
+    world.edit(set(false));
+    assert!(world.route("10.1.0.0/24").is_none());
+    assert!(world.events.contains(&Event::NextHop {
+        address,
+        state: unreachable
+    }));
+    let id = ObjectId::Route(net("10.1.0.0/24"));
+    assert!(matches!(
+        world.reconciler.object(&id),
+        Some(ObjectStatus::Failed(failure)) if failure.kind == FailureKind::Unresolved
+    ));
+    world.edit(set(true));
+    world.edit(Op::AddRoute {
+        place: Place::Host,
+        route: Route {
+            protocol: 2,
+            ..foreign_link("192.168.1.0/24")
+        },
+    });
+    assert_eq!(gateway_of(&world, "10.1.0.0/24"), Some(ip("192.168.1.11")));
+    assert_eq!(group_of(&world, "10.2.0.0/24"), 2);
+    assert!(world.events.contains(&Event::NextHop {
+        address,
+        state: reachable
+    }));
+}
+
+#[test]
+fn loss_of_carrier_makes_next_hops_unreachable() {
+    let mut world = World::new(kernel());
+    world.set(learned("10.1.0.0/24", &["192.168.1.11"]));
+    world.kernel.set_carrier(UNDERLAY, false);
+    world.run();
+    assert!(world.kernel.host.next_hops.is_empty());
+    world.kernel.set_carrier(UNDERLAY, true);
+    world.run();
+    assert_eq!(gateway_of(&world, "10.1.0.0/24"), Some(ip("192.168.1.11")));
+}
+
+#[test]
+fn an_unresolvable_next_hop_is_told_and_taken_up_later() {
+    let mut world = World::new(kernel());
+    let address = ip("fd00:9::1");
+    world.reconciler.watch_next_hop(world.now, address);
+    world.set(learned("fd00:5::/64", &["fd00:9::1"]));
+    let state = NextHopState::Unreachable;
+    assert!(world.events.contains(&Event::NextHop { address, state }));
+    assert!(world.route("fd00:5::/64").is_none());
+    let mut route = foreign_via("fd00:9::/64", "fd00:1::2");
+    route.metric = 77;
+    let place = Place::Host;
+    world.edit(Op::AddRoute { place, route });
+    assert_eq!(gateway_of(&world, "fd00:5::/64"), Some(ip("fd00:1::2")));
+    let state = NextHopState::Reachable { metric: 77 };
+    assert!(world.events.contains(&Event::NextHop { address, state }));
+}
+
+#[test]
+fn learned_routes_do_not_resolve_next_hops() {
+    let mut world = World::new(kernel());
+    world.set(learned("172.30.0.0/16", &["192.168.1.11"]));
+    world.set(learned("10.1.0.0/24", &["172.30.0.1"]));
+    assert_eq!(gateway_of(&world, "10.1.0.0/24"), Some(ip("192.168.1.1")));
+}
+
+#[test]
+fn deleted_objects_and_routes_are_put_back() {
+    let mut world = World::new(kernel());
+    world.set(learned("10.1.0.0/24", &["192.168.1.11"]));
+    world.set(learned("10.2.0.0/24", &["192.168.1.11", "192.168.1.12"]));
+    world.set(Object::Blackhole(net("10.9.0.0/26")));
+    let before = world.kernel.host.clone();
+    let place = || Place::Host;
+    let ids: Vec<u32> = before.next_hops.keys().copied().collect();
+    let mut edits: Vec<Op> = ids.iter().map(|id| Op::DeleteNextHop { id: *id }).collect();
+    for prefix in ["10.1.0.0/24", "10.2.0.0/24", "10.9.0.0/26"] {
+        let route = world.route(prefix).unwrap().clone();
+        edits.push(Op::DeleteRoute {
+            place: place(),
+            route,
+        });
+    }
+    for edit in edits {
+        let repairs = world.reconciler.status().repairs;
+        world.edit(edit.clone());
+        assert_eq!(world.kernel.host, before, "{edit:?}");
+        assert!(world.reconciler.status().repairs > repairs, "{edit:?}");
+    }
+}
+
+#[test]
+fn ipv4_prefixes_can_have_ipv6_gateways() {
+    let mut world = World::new(kernel());
+    world.set(learned("10.1.0.0/24", &["fd00:1::11"]));
+    assert_eq!(gateway_of(&world, "10.1.0.0/24"), Some(ip("fd00:1::11")));
+}
+
+#[test]
+fn views_page_in_order_and_look_up_by_longest_match() {
+    let mut world = World::new(kernel());
+    world.kernel.add_namespace(100);
+    world.set(workload("a", 100, &["10.0.0.5"]));
+    world.set(Object::Blackhole(net("10.0.0.0/26")));
+    for number in 0..30 {
+        world.set(learned(&format!("10.1.{number}.0/24"), &["192.168.1.11"]));
+    }
+    let mut seen = Vec::new();
+    let mut after = None;
+    loop {
+        let page = world.reconciler.routes(None, after, 7);
+        let Some(last) = page.last() else { break };
+        after = Some(last.prefix);
+        seen.extend(page.into_iter().map(|route| route.prefix));
+    }
+    assert_eq!(seen.len(), 32);
+    assert!(seen.is_sorted());
+    let within = Some(net("10.0.0.0/16"));
+    assert_eq!(world.reconciler.routes(within, None, 100).len(), 2);
+    let look = |address: &str| world.reconciler.lookup(ip(address));
+    let found = look("10.0.0.5");
+    assert_eq!(found.workload.as_deref(), Some("a"));
+    assert_eq!(found.neighbour, Some(workload_mac("a")));
+    assert_eq!(found.route.unwrap().prefix, net("10.0.0.5/32"));
+    assert_eq!(look("10.0.0.6").route.unwrap().target, Target::Blackhole);
+    let hops = look("10.1.3.9").route.unwrap().hops;
+    assert_eq!(hops[0].interface, "eth0");
+    assert_eq!(hops[0].gateway, Some(ip("192.168.1.11")));
+    assert_eq!(look("8.8.8.8").route.unwrap().prefix, net("0.0.0.0/0"));
+    assert!(look("192.168.1.10").local);
+}
