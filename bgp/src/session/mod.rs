@@ -25,6 +25,9 @@ mod machine;
 mod open;
 mod timers;
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     net::Ipv4Addr,
     sync::Arc,
