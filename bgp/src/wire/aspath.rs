@@ -129,18 +129,17 @@ pub(super) fn merge(path: AsPath, as4_path: AsPath) -> AsPath {
             }
         }
     }
-    for segment in as4_path.0 {
-        match segments.last_mut() {
-            Some(last)
-                if last.kind == SegmentKind::Sequence
-                    && segment.kind == SegmentKind::Sequence
-                    && last.asns.len() + segment.asns.len() <= 255 =>
-            {
-                last.asns.extend(segment.asns);
-            }
-            _ => segments.push(segment),
-        }
+    let mut rest = as4_path.0.into_iter().peekable();
+    // Where the two meet, a sequence goes on; all other segments stay as they were sent.
+    if let Some(last) = segments.last_mut()
+        && last.kind == SegmentKind::Sequence
+        && let Some(first) = rest.next_if(|first| {
+            first.kind == SegmentKind::Sequence && last.asns.len() + first.asns.len() <= 255
+        })
+    {
+        last.asns.extend(first.asns);
     }
+    segments.extend(rest);
     AsPath(segments)
 }
 

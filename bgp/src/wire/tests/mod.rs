@@ -3,7 +3,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod golden;
+mod hostile;
 mod messages;
+mod properties;
+mod rfc7606;
 
 use super::*;
 use crate::message::{Message, Negotiated, Notification, Update};
