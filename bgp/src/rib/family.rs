@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use super::{
     export::ExportParameters,
-    group::Group,
+    group::{Departure, Group},
     import::Import,
     interned::NO_ATTRIBUTES,
     prefix::Prefix,
@@ -381,10 +381,11 @@ impl<K: Prefix> FamilyRib<K> {
         None
     }
 
-    /// Makes the peer a member of the group that fits its session. `had`: what it was sent before.
-    pub(super) fn join(&mut self, shared: &mut Shared, slot: u16, had: &[u32]) {
+    /// Makes the peer a member of the group that fits its session. `before`: what it
+    /// takes along from another.
+    pub(super) fn join(&mut self, shared: &mut Shared, slot: u16, before: Option<Departure>) {
         let peer = shared.peer(slot).expect("a peer that is up has a slot");
-        let id = peer.id;
+        let (id, address) = (peer.id, peer.session.remote_address);
         if !peer.session.negotiated.families[K::FAMILY.index()] {
             return;
         }
@@ -413,48 +414,51 @@ impl<K: Prefix> FamilyRib<K> {
             }
         });
         if let Some(group) = &mut self.groups[index] {
-            group.join(&mut self.table, id, slot, had);
+            group.join(&mut self.table, id, address, slot, before.as_ref());
         }
         let group = u32::try_from(index).expect("fewer groups than peers");
         let peer = shared.peer_mut(slot).expect("a peer that is up has a slot");
         peer.group[K::FAMILY.index()] = Some(group);
         shared.notify(slot);
+        for route in before.iter().flat_map(|before| &before.had) {
+            self.table.unpin(*route);
+        }
     }
 
-    /// Takes the peer out of its group. `keep_record`: returns what it was sent, pinned until the
-    /// caller calls `unpin`.
-    pub(super) fn leave(&mut self, shared: &mut Shared, slot: u16, keep_record: bool) -> Vec<u32> {
+    /// Takes the peer out of its group.
+    pub(super) fn leave(&mut self, shared: &mut Shared, slot: u16) {
         let Some(peer) = shared.peer_mut(slot) else {
-            return Vec::new();
+            return;
         };
         let id = peer.id;
         let Some(index) = peer.group[K::FAMILY.index()].take() else {
-            return Vec::new();
+            return;
         };
         let place = &mut self.groups[index as usize];
         let Some(group) = place else {
-            return Vec::new();
+            return;
         };
-        let mut sent = Vec::new();
-        if keep_record {
-            sent = group.sent_to(&self.table, id);
-            for route in &sent {
-                self.table.pin(*route);
-            }
-        }
         group.leave(&mut self.table, shared, id);
         if group.is_empty()
             && let Some(group) = place.take()
         {
             group.dissolve(&mut self.table, shared);
         }
-        sent
     }
 
-    pub(super) fn unpin(&mut self, routes: &[u32]) {
-        for route in routes {
-            self.table.unpin(*route);
-        }
+    /// Puts the peer into the group that fits its session now.
+    pub(super) fn regroup(&mut self, shared: &mut Shared, slot: u16) {
+        let Some(peer) = shared.peer(slot) else {
+            return;
+        };
+        let id = peer.id;
+        let Some(index) = peer.group[K::FAMILY.index()] else {
+            return;
+        };
+        let group = self.groups[index as usize].as_ref();
+        let before = group.and_then(|group| group.departure(&mut self.table, id));
+        self.leave(shared, slot);
+        self.join(shared, slot, before);
     }
 
     pub(super) fn group(&self, shared: &Shared, slot: u16) -> Option<&Group<K>> {

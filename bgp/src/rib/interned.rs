@@ -133,6 +133,12 @@ impl AttributeSets {
         self.sets.remove(id);
     }
 
+    /// Sets in use.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.index.len()
+    }
+
     pub(super) fn get(&self, id: u32) -> &AttributeSet {
         &self.sets[id]
     }

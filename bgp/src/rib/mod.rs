@@ -27,6 +27,8 @@ mod outputs;
 mod prefix;
 mod shared;
 mod table;
+#[cfg(test)]
+mod tests;
 mod types;
 mod view;
 
@@ -78,8 +80,8 @@ impl Rib {
         // Stale paths were judged by the session before.
         self.v4.reassess_peer(&mut self.shared, slot);
         self.v6.reassess_peer(&mut self.shared, slot);
-        self.v4.join(&mut self.shared, slot, &[]);
-        self.v6.join(&mut self.shared, slot, &[]);
+        self.v4.join(&mut self.shared, slot, None);
+        self.v6.join(&mut self.shared, slot, None);
     }
 
     /// The session is gone. In the families with `keep_stale` its paths stay, marked stale; those
@@ -88,8 +90,8 @@ impl Rib {
         let Some(slot) = self.shared.slot(peer) else {
             return;
         };
-        self.v4.leave(&mut self.shared, slot, false);
-        self.v6.leave(&mut self.shared, slot, false);
+        self.v4.leave(&mut self.shared, slot);
+        self.v6.leave(&mut self.shared, slot);
         if let Some(peer) = self.shared.peer_mut(slot) {
             peer.up = false;
         }
@@ -211,12 +213,8 @@ impl Rib {
         if !known.up {
             return;
         }
-        let had = self.v4.leave(&mut self.shared, slot, true);
-        self.v4.join(&mut self.shared, slot, &had);
-        self.v4.unpin(&had);
-        let had = self.v6.leave(&mut self.shared, slot, true);
-        self.v6.join(&mut self.shared, slot, &had);
-        self.v6.unpin(&had);
+        self.v4.regroup(&mut self.shared, slot);
+        self.v6.regroup(&mut self.shared, slot);
     }
 
     /// Originates a prefix, or changes what is originated.

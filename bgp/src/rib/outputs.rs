@@ -4,9 +4,10 @@
 //! outputs may lead to the same sent attributes; then nothing is sent when a route goes from one
 //! to the other.
 
-use std::{hash::BuildHasher, sync::Arc};
+use std::{hash::BuildHasher, net::IpAddr, sync::Arc};
 
 use hashbrown::{HashMap, HashTable};
+use smallvec::SmallVec;
 
 use super::{
     arena::{Arena, NONE},
@@ -42,8 +43,10 @@ struct Output {
     key: Key,
     references: u32,
     sent: u32,
-    /// Members that must not get it: whom it was learned from, and whose address the next hop is.
-    hidden: [Option<PeerId>; 2],
+    next_hop: IpAddr,
+    /// Members that must not get it: whom it was learned from, and whose address the next hop is
+    /// (RFC 4271 §5.1.3).
+    hidden: SmallVec<[PeerId; 2]>,
 }
 
 #[derive(Debug)]
@@ -61,6 +64,8 @@ pub(super) struct Outputs {
     by_content: HashTable<u32>,
     hasher: foldhash::fast::RandomState,
     last: Option<(Key, u32)>,
+    /// The members of the group, with their addresses.
+    members: Vec<(PeerId, IpAddr)>,
 }
 
 impl Outputs {
@@ -75,7 +80,8 @@ impl Outputs {
             },
             references: 1,
             sent: NONE,
-            hidden: [None; 2],
+            next_hop: IpAddr::from([0; 4]),
+            hidden: SmallVec::new(),
         });
         Self {
             outputs,
@@ -84,6 +90,26 @@ impl Outputs {
             by_content: HashTable::new(),
             hasher: foldhash::fast::RandomState::default(),
             last: None,
+            members: Vec::new(),
+        }
+    }
+
+    pub(super) fn join(&mut self, peer: PeerId, address: IpAddr) {
+        self.members.push((peer, address));
+        for id in 1..self.outputs.end() {
+            let output = &mut self.outputs[id];
+            if output.references > 0
+                && (output.key.peer == Some(peer) || output.next_hop == address)
+            {
+                output.hidden.push(peer);
+            }
+        }
+    }
+
+    pub(super) fn leave(&mut self, peer: PeerId) {
+        self.members.retain(|(member, _)| *member != peer);
+        for id in 1..self.outputs.end() {
+            self.outputs[id].hidden.retain(|hidden| *hidden != peer);
         }
     }
 
@@ -140,17 +166,19 @@ impl Outputs {
             tracing::warn!(prefix = %prefix.ip_net(), "not sent: its attributes fill a message");
             return NOT_SENT;
         }
-        // RFC 4271 §5.1.3: never a peer's own address as its next hop.
-        let owner = shared
-            .peer_at(attributes.next_hop.address)
-            .filter(|id| Some(*id) != key.peer);
+        let next_hop = attributes.next_hop.address;
+        let hidden = self.members.iter();
+        let hidden = hidden
+            .filter(|(peer, address)| Some(*peer) == key.peer || *address == next_hop)
+            .map(|(peer, _)| *peer)
+            .collect();
         let sent = self.intern(attributes);
         shared.attributes.retain(key.effective);
-        let hidden = [key.peer, owner];
         let id = self.outputs.insert(Output {
             key,
             references: 1,
             sent,
+            next_hop,
             hidden,
         });
         self.by_key.insert(key, id);
@@ -222,8 +250,9 @@ impl Outputs {
         &self.sent[sent].attributes
     }
 
-    pub(super) fn hidden(&self, id: u32) -> [Option<PeerId>; 2] {
-        self.outputs[id].hidden
+    /// Members that must not get it.
+    pub(super) fn hidden(&self, id: u32) -> &SmallVec<[PeerId; 2]> {
+        &self.outputs[id].hidden
     }
 
     /// Whom it was learned from; `None`: originated here.
@@ -238,7 +267,7 @@ impl Outputs {
 
     /// Whether this member gets something for this output.
     pub(super) fn is_visible(&self, id: u32, member: PeerId) -> bool {
-        id != NOT_SENT && !self.outputs[id].hidden.contains(&Some(member))
+        id != NOT_SENT && !self.outputs[id].hidden.contains(&member)
     }
 }
 

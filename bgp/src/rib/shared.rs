@@ -2,7 +2,6 @@
 
 use std::{
     collections::VecDeque,
-    net::IpAddr,
     time::{Duration, Instant},
 };
 
@@ -22,6 +21,27 @@ pub(super) const LOCAL: u16 = 0;
 
 /// Paths carry the time of their arrival in ticks since the start: 32 bits last 8 years.
 const TICKS_PER_SECOND: u32 = 16;
+
+/// How much is done at once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Prefixes evaluated or encoded between two looks at the budget.
+    pub(super) step: usize,
+    /// Size at which a part of a batch is closed; budgets are exceeded by no more than this.
+    pub(super) segment_bytes: usize,
+    /// Batches kept for members that lag behind; beyond, those fall out of step.
+    pub(super) batches_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            step: 16 * 1024,
+            segment_bytes: 32 * 1024,
+            batches_bytes: 4 * 1024 * 1024,
+        }
+    }
+}
 
 /// A peer that is up, or whose stale paths are still there.
 #[derive(Debug)]
@@ -48,6 +68,7 @@ pub(super) struct Shared {
     slots: HashMap<PeerId, u16, foldhash::fast::RandomState>,
     pub(super) dirty_peers: VecDeque<PeerId>,
     pub(super) end_of_rib_held: bool,
+    pub(super) limits: Limits,
 }
 
 impl Shared {
@@ -61,6 +82,7 @@ impl Shared {
             peers: vec![None],
             slots: HashMap::default(),
             dirty_peers: VecDeque::new(),
+            limits: Limits::default(),
         }
     }
 
@@ -143,14 +165,6 @@ impl Shared {
 
     pub(super) fn is_client(&self, session: &PeerRib) -> bool {
         self.config.cluster_id.is_some() && session.rr_client && session.kind == PeerKind::Internal
-    }
-
-    /// The peer whose address this is.
-    pub(super) fn peer_at(&self, address: IpAddr) -> Option<PeerId> {
-        let mut peers = self.peers.iter().flatten();
-        peers
-            .find(|peer| peer.session.remote_address == address)
-            .map(|peer| peer.id)
     }
 
     /// Puts the peer into the queue of those that have something to send.

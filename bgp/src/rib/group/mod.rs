@@ -16,13 +16,16 @@
 //! to or from it: nobody is told of what he sent himself). It then has a set of pending prefixes,
 //! each with what it has been sent, and gets messages of its own until the set is empty.
 
-use std::collections::VecDeque;
+mod batch;
+mod sender;
+
+use std::{collections::VecDeque, net::IpAddr};
 
 use hashbrown::HashMap;
 use smallvec::SmallVec;
 
 use super::{
-    arena::{NONE, Words},
+    arena::Words,
     export::ExportParameters,
     outputs::{NOT_SENT, Outputs},
     prefix::Prefix,
@@ -31,51 +34,18 @@ use super::{
     types::Pulled,
 };
 use crate::{
-    message::{Negotiated, Nlri, RouteRefresh},
+    message::RouteRefresh,
     types::PeerId,
-    wire::{
-        EncodedAttributes, encode_announce, encode_end_of_rib, encode_route_refresh,
-        encode_withdraw,
-    },
+    wire::{encode_end_of_rib, encode_route_refresh},
 };
+
+use batch::{Batch, Change};
+use sender::Sender;
 
 /// In the word of a prefix: it waits to be evaluated.
 const DIRTY: u32 = 1 << 31;
 /// In a pending set: the member may have anything, send it what holds now.
 const UNKNOWN: u32 = u32::MAX;
-/// Prefixes evaluated or encoded at once: bounds the time between looks at the budget.
-const STEP: usize = 16 * 1024;
-/// Size at which a part of a batch is closed; budgets are exceeded by no more than this.
-const SEGMENT_BYTES: usize = 32 * 1024;
-/// Batches kept for members that lag behind; beyond, they fall out of step.
-const BATCHES_BYTES: usize = 4 * 1024 * 1024;
-
-/// A prefix went from one output to another; holds a reference to both and a pin.
-#[derive(Clone, Copy, Debug)]
-struct Change {
-    route: u32,
-    old: u32,
-    new: u32,
-}
-
-/// Whole messages.
-#[derive(Debug)]
-struct Segment {
-    bytes: Vec<u8>,
-    updates: u32,
-    /// Members that this is not for.
-    except: SmallVec<[PeerId; 2]>,
-    /// Changes of the batch up to here are told by this segment and those before.
-    changes_end: usize,
-}
-
-#[derive(Debug)]
-struct Batch {
-    changes: Vec<Change>,
-    segments: Vec<Segment>,
-    size: usize,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Refresh {
     None,
@@ -101,6 +71,14 @@ struct Member {
     /// Outputs of the group that this member must not get.
     hidden: u32,
     end_of_rib_sent: bool,
+}
+
+/// What a member takes along to another group.
+#[derive(Debug)]
+pub(super) struct Departure {
+    /// What it has been sent, or may have been; each pinned by the owner of this value.
+    pub(super) had: Vec<u32>,
+    pub(super) end_of_rib_sent: bool,
 }
 
 #[derive(Debug)]
@@ -144,16 +122,23 @@ impl<K: Prefix> Group<K> {
         self.members.iter().position(|member| member.peer == peer)
     }
 
-    /// Adds a member that has been sent nothing, or (`had_routes`) that came from another group
-    /// and has been sent these prefixes.
-    pub(super) fn join(&mut self, table: &mut Table<K>, peer: PeerId, slot: u16, had: &[u32]) {
+    /// Adds a member: one that has been sent nothing, or one that comes from another group.
+    pub(super) fn join(
+        &mut self,
+        table: &mut Table<K>,
+        peer: PeerId,
+        address: IpAddr,
+        slot: u16,
+        before: Option<&Departure>,
+    ) {
+        self.outputs.join(peer, address);
         let hidden = (0..table.routes.end())
             .take(if self.advertised > 0 { usize::MAX } else { 0 })
             .map(|route| self.words.get(route) & !DIRTY)
             .filter(|output| *output != NOT_SENT && !self.outputs.is_visible(*output, peer))
             .count();
         let mut pending = HashMap::default();
-        for route in had {
+        for route in before.iter().flat_map(|before| &before.had) {
             table.pin(*route);
             pending.insert(*route, UNKNOWN);
         }
@@ -162,24 +147,17 @@ impl<K: Prefix> Group<K> {
             slot,
             position: None,
             dump: Some(0),
-            refresh: if had.is_empty() {
-                Refresh::None
-            } else {
-                Refresh::Unasked
-            },
+            refresh: before.map_or(Refresh::None, |_| Refresh::Unasked),
             pending,
             hidden: u32::try_from(hidden).unwrap_or(u32::MAX),
-            end_of_rib_sent: !had.is_empty(),
+            end_of_rib_sent: before.is_some_and(|before| before.end_of_rib_sent),
         });
     }
 
-    /// The prefixes the member has been sent, or may have been.
-    pub(super) fn sent_to(&self, table: &Table<K>, peer: PeerId) -> Vec<u32> {
-        let Some(index) = self.member(peer) else {
-            return Vec::new();
-        };
-        let member = &self.members[index];
-        (0..table.routes.end())
+    /// What the member would take along.
+    pub(super) fn departure(&self, table: &mut Table<K>, peer: PeerId) -> Option<Departure> {
+        let member = &self.members[self.member(peer)?];
+        let had: Vec<u32> = (0..table.routes.end())
             .filter(|route| {
                 self.outputs
                     .is_visible(self.words.get(*route) & !DIRTY, peer)
@@ -188,7 +166,12 @@ impl<K: Prefix> Group<K> {
             .chain(self.unseen(member).map(|change| change.route))
             .collect::<std::collections::BTreeSet<_>>()
             .into_iter()
-            .collect()
+            .collect();
+        had.iter().for_each(|route| table.pin(*route));
+        Some(Departure {
+            had,
+            end_of_rib_sent: member.end_of_rib_sent,
+        })
     }
 
     pub(super) fn leave(&mut self, table: &mut Table<K>, shared: &mut Shared, peer: PeerId) {
@@ -196,6 +179,7 @@ impl<K: Prefix> Group<K> {
             return;
         };
         let member = self.members.swap_remove(index);
+        self.outputs.leave(peer);
         for (route, had) in member.pending {
             release_pending(&mut self.outputs, table, shared, route, had);
         }
@@ -406,7 +390,7 @@ impl<K: Prefix> Group<K> {
         let from = member.dump.expect("called while a dump runs");
         let mut announce = Vec::new();
         let mut route = from;
-        while route < table.routes.end() && announce.len() < STEP {
+        while route < table.routes.end() && announce.len() < shared.limits.step {
             let output = self.words.get(route) & !DIRTY;
             if self.outputs.is_visible(output, member.peer) {
                 announce.push((self.outputs.sent(output), route));
@@ -437,10 +421,11 @@ impl<K: Prefix> Group<K> {
     ) {
         let member = &mut self.members[index];
         let peer = member.peer;
-        let taken: Vec<(u32, u32)> = if member.pending.len() <= STEP {
+        let step = shared.limits.step;
+        let taken: Vec<(u32, u32)> = if member.pending.len() <= step {
             member.pending.drain().collect()
         } else {
-            member.pending.extract_if(|_, _| true).take(STEP).collect()
+            member.pending.extract_if(|_, _| true).take(step).collect()
         };
         let mut withdraw = Vec::new();
         let mut announce = Vec::new();
@@ -466,7 +451,7 @@ impl<K: Prefix> Group<K> {
         for (route, had) in taken {
             release_pending(&mut self.outputs, table, shared, route, had);
         }
-        if self.members[index].pending.capacity() > 4 * STEP {
+        if self.members[index].pending.capacity() > 4 * step {
             self.members[index].pending.shrink_to_fit();
         }
     }
@@ -501,8 +486,9 @@ impl<K: Prefix> Group<K> {
     /// Works out what the members are to have for the dirty prefixes (a bounded number of them),
     /// and what is to be sent for it.
     fn evaluate(&mut self, table: &mut Table<K>, shared: &mut Shared) {
-        let mut changes: Vec<Change> = Vec::with_capacity(self.dirty.len().min(STEP));
-        while changes.len() < STEP {
+        let step = shared.limits.step;
+        let mut changes: Vec<Change> = Vec::with_capacity(self.dirty.len().min(step));
+        while changes.len() < step {
             let Some(route) = self.dirty.pop_front() else {
                 break;
             };
@@ -552,33 +538,21 @@ impl<K: Prefix> Group<K> {
     /// Keeps the count of hidden outputs, and takes those members out of step to whom a change
     /// looks different than to the others and is not nothing.
     fn tell_members_apart(&mut self, table: &mut Table<K>, changes: &[Change]) {
-        let members: HashMap<PeerId, usize, foldhash::fast::RandomState> = self
-            .members
-            .iter()
-            .enumerate()
-            .map(|(index, member)| (member.peer, index))
-            .collect();
         let mut apart: SmallVec<[usize; 4]> = SmallVec::new();
         for change in changes {
-            let (old, new) = (
-                self.outputs.hidden(change.old),
-                self.outputs.hidden(change.new),
-            );
-            for peer in old.into_iter().flatten() {
-                if let Some(index) = members.get(&peer) {
-                    self.members[*index].hidden -= 1;
-                    if self.outputs.is_visible(change.new, peer) {
-                        apart.push(*index);
-                    }
+            for peer in self.outputs.hidden(change.old) {
+                let index = self.member(*peer).expect("outputs are hidden from members");
+                if self.outputs.is_visible(change.new, *peer) {
+                    apart.push(index);
                 }
+                self.members[index].hidden -= 1;
             }
-            for peer in new.into_iter().flatten() {
-                if let Some(index) = members.get(&peer) {
-                    self.members[*index].hidden += 1;
-                    if self.outputs.is_visible(change.old, peer) {
-                        apart.push(*index);
-                    }
+            for peer in self.outputs.hidden(change.new) {
+                let index = self.member(*peer).expect("outputs are hidden from members");
+                if self.outputs.is_visible(change.old, *peer) {
+                    apart.push(index);
                 }
+                self.members[index].hidden += 1;
             }
             apart.dedup();
         }
@@ -586,111 +560,6 @@ impl<K: Prefix> Group<K> {
         apart.dedup();
         for index in apart {
             self.detach(table, index);
-        }
-    }
-
-    /// Makes a batch of the changes.
-    fn seal(&mut self, table: &mut Table<K>, shared: &mut Shared, changes: Vec<Change>) {
-        let is_member = |peer: &PeerId| self.members.iter().any(|member| member.peer == *peer);
-        // Members that must not see some of it, each combination once.
-        let mut excepts: Vec<SmallVec<[PeerId; 2]>> = vec![SmallVec::new()];
-        let mut last = ([None; 2], [None; 2], 0);
-        let mut items: Vec<(u32, u32, Change)> = Vec::with_capacity(changes.len());
-        let mut nothing = Vec::new();
-        for change in changes {
-            let (old, new) = (self.outputs.sent(change.old), self.outputs.sent(change.new));
-            if old == new {
-                nothing.push(change);
-                continue;
-            }
-            let (old_hidden, new_hidden) = (
-                self.outputs.hidden(change.old),
-                self.outputs.hidden(change.new),
-            );
-            if (old_hidden, new_hidden) != (last.0, last.1) {
-                let mut except: SmallVec<[PeerId; 2]> = old_hidden
-                    .into_iter()
-                    .chain(new_hidden)
-                    .flatten()
-                    .filter(is_member)
-                    .collect();
-                except.sort_unstable();
-                except.dedup();
-                let known = excepts.iter().position(|known| *known == except);
-                let number = known.unwrap_or_else(|| {
-                    excepts.push(except);
-                    excepts.len() - 1
-                });
-                last = (old_hidden, new_hidden, number);
-            }
-            // Withdrawals first; `NONE + 1` is 0.
-            let number = u32::try_from(last.2).expect("fewer combinations than prefixes");
-            items.push((new.wrapping_add(1), number, change));
-        }
-        for change in nothing {
-            self.release_change(table, shared, change);
-        }
-        if items.is_empty() {
-            return;
-        }
-        items.sort_unstable_by_key(|(sent, except, change)| {
-            (*sent != 0, *except, *sent, change.route)
-        });
-        let mut batch = Batch {
-            changes: Vec::new(),
-            segments: Vec::new(),
-            size: 0,
-        };
-        let sender = Sender {
-            table,
-            outputs: &self.outputs,
-            parameters: &self.parameters,
-        };
-        let mut start = 0;
-        for run in items.chunk_by(|a, b| (a.0 != 0, a.1) == (b.0 != 0, b.1)) {
-            let except = &excepts[run[0].1 as usize];
-            let withdraws = run[0].0 == 0;
-            let announce: Vec<(u32, u32)> = run
-                .iter()
-                .map(|(sent, _, change)| (sent.wrapping_sub(1), change.route))
-                .collect();
-            let mut done = 0;
-            while done < run.len() {
-                let mut bytes = Vec::new();
-                let mut updates = 0;
-                let taken = if withdraws {
-                    let routes: Vec<u32> = announce[done..].iter().map(|(_, r)| *r).collect();
-                    sender.withdraw(&routes, &mut bytes, SEGMENT_BYTES, &mut updates)
-                } else {
-                    sender.announce(&announce[done..], &mut bytes, SEGMENT_BYTES, &mut updates)
-                };
-                done += taken;
-                bytes.shrink_to_fit();
-                batch.size += bytes.len() + taken * size_of::<Change>();
-                let changes_end = start + done;
-                batch.segments.push(Segment {
-                    bytes,
-                    updates,
-                    except: except.clone(),
-                    changes_end,
-                });
-            }
-            start += run.len();
-        }
-        batch.changes = items.into_iter().map(|(_, _, change)| change).collect();
-        self.batches_size += batch.size;
-        self.batches.push_back(batch);
-        // Never so many batches that a slow member holds up memory.
-        while self.batches_size > BATCHES_BYTES && self.batches.len() > 1 {
-            for index in 0..self.members.len() {
-                if self.members[index]
-                    .position
-                    .is_some_and(|(batch, _)| batch == self.first_batch)
-                {
-                    self.detach(table, index);
-                }
-            }
-            self.trim(table, shared);
         }
     }
 
@@ -723,20 +592,26 @@ impl<K: Prefix> Group<K> {
 
 /// Adds a change to the pending set of a member out of step.
 fn note(outputs: &mut Outputs, member: &mut Member, change: Change, pin: impl FnOnce(u32)) {
-    let had = if outputs.is_visible(change.old, member.peer) {
+    let mut had = if outputs.is_visible(change.old, member.peer) {
         change.old
     } else {
         NOT_SENT
     };
-    // What a first dump has not reached yet, the member does not have.
-    if member.refresh == Refresh::None && member.dump.is_some_and(|next| change.route >= next) {
-        return;
+    if member.dump.is_some_and(|next| change.route >= next) {
+        if member.refresh == Refresh::None {
+            // What a first dump has not reached yet, the member does not have.
+            return;
+        }
+        // A refresh may have cut a first dump short.
+        had = UNKNOWN;
     }
     let nothing = had == NOT_SENT && !outputs.is_visible(change.new, member.peer);
     if nothing || member.pending.contains_key(&change.route) {
         return;
     }
-    outputs.retain(had);
+    if had != UNKNOWN {
+        outputs.retain(had);
+    }
     pin(change.route);
     member.pending.insert(change.route, had);
 }
@@ -752,95 +627,4 @@ fn release_pending<K: Prefix>(
         outputs.release(shared, had);
     }
     table.unpin(route);
-}
-
-/// Encodes prefixes.
-struct Sender<'a, K> {
-    table: &'a Table<K>,
-    outputs: &'a Outputs,
-    parameters: &'a ExportParameters,
-}
-
-impl<K: Prefix> Sender<'_, K> {
-    fn negotiated(&self) -> &Negotiated {
-        &self.parameters.negotiated
-    }
-
-    fn nlri(&self, route: u32) -> Nlri<K::Net> {
-        // Where the peer asked for path identifiers, the one path we send has number 1.
-        let path_id = u32::from(self.negotiated().add_path_send[K::FAMILY.index()]);
-        Nlri {
-            path_id,
-            prefix: self.table.routes[route].key.net(),
-        }
-    }
-
-    /// Everything; `announce` is sorted by attributes.
-    fn send(
-        &self,
-        withdraw: &[u32],
-        announce: &[(u32, u32)],
-        out: &mut Vec<u8>,
-        pulled: &mut Pulled,
-    ) {
-        self.withdraw(withdraw, out, usize::MAX, &mut pulled.updates);
-        self.announce(announce, out, usize::MAX, &mut pulled.updates);
-    }
-
-    /// Encodes until `limit` octets were appended; says how many prefixes were taken.
-    fn withdraw(
-        &self,
-        routes: &[u32],
-        out: &mut Vec<u8>,
-        limit: usize,
-        updates: &mut u32,
-    ) -> usize {
-        let nlri: Vec<_> = routes.iter().map(|route| self.nlri(*route)).collect();
-        let start = out.len();
-        let mut done = 0;
-        while done < nlri.len() && out.len() - start < limit {
-            done += encode_withdraw(out, self.negotiated(), &nlri[done..]).max(1);
-            *updates += 1;
-        }
-        done
-    }
-
-    /// As `withdraw`; each item is attributes and prefix, sorted by attributes.
-    fn announce(
-        &self,
-        items: &[(u32, u32)],
-        out: &mut Vec<u8>,
-        limit: usize,
-        updates: &mut u32,
-    ) -> usize {
-        let start = out.len();
-        let mut taken = 0;
-        let mut nlri = Vec::new();
-        for run in items.chunk_by(|a, b| a.0 == b.0) {
-            debug_assert_ne!(run[0].0, NONE);
-            let attributes = self.outputs.attributes(run[0].0);
-            let encoded = EncodedAttributes::new(attributes, self.negotiated(), K::FAMILY);
-            nlri.clear();
-            nlri.extend(run.iter().map(|(_, route)| self.nlri(*route)));
-            let mut done = 0;
-            while done < nlri.len() {
-                if out.len() - start >= limit {
-                    return taken + done;
-                }
-                match encode_announce(out, self.negotiated(), &encoded, &nlri[done..]) {
-                    Ok(count) => {
-                        done += count.max(1);
-                        *updates += 1;
-                    }
-                    Err(error) => {
-                        // Checked before an output is made.
-                        tracing::error!(%error, "prefixes not sent");
-                        done = nlri.len();
-                    }
-                }
-            }
-            taken += run.len();
-        }
-        taken
-    }
 }
