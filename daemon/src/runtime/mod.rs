@@ -143,7 +143,12 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     let (speaker, updates) = match (&config.bgp, identity.router_id) {
         (Some(bgp), Some(router_id)) => {
             let restarting = restarting(&dataplane, &recovered).await;
-            let config = setup::speaker(bgp, &pools, router_id, restarting)?;
+            let mut config = setup::speaker(bgp, &pools, router_id, restarting)?;
+            // So that one session carries the blocks of both families.
+            config.next_hop_self = [
+                identity.address.map(IpAddr::V4),
+                identity.address6.map(IpAddr::V6),
+            ];
             let (handle, updates, _task) =
                 bgp::driver::spawn(config).map_err(StartError::Speaker)?;
             (Some(handle), Some(updates))
