@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use super::{
     Reconciler,
-    table::{LINK, NONE},
+    table::LINK,
     values::{host_interface, is_link_of, single},
     workload::{Difference, Want},
 };
@@ -373,9 +373,7 @@ impl Reconciler {
             }
             routes_right = false;
             difference.what.push(format!("route {prefix}"));
-            if self.table.get(&prefix).seen == NONE
-                && let Some(foreign) = self.table.foreign_on_key(&prefix)
-            {
+            if let Some(foreign) = self.table.foreign_on_key(&prefix) {
                 difference.conflict = Some(format!(
                     "route {prefix}: a route of protocol {} stands there",
                     foreign.protocol

@@ -148,6 +148,8 @@ pub struct Reconciler {
     adds: VecDeque<IpNet>,
     deletes: Vec<IpNet>,
     route_reads: IndexSet<IpNet, Hash>,
+    /// Routes that could not be read: looked at again after the next dump.
+    unread: Vec<IpNet>,
     /// Routes of which the kernel says that they exist, and then does not show any.
     puzzling: HashSet<IpNet, Hash>,
     spoilt_objects: HashSet<u32, Hash>,
@@ -241,6 +243,7 @@ impl Reconciler {
             adds: VecDeque::new(),
             deletes: Vec::new(),
             route_reads: IndexSet::default(),
+            unread: Vec::new(),
             puzzling: HashSet::default(),
             spoilt_objects: HashSet::default(),
             global_writes: Vec::new(),

@@ -131,6 +131,7 @@ impl Reconciler {
         if set.members.len() > 1 {
             self.next_hops.owners.remove(&id);
             self.next_hops.retired.insert(id);
+            self.object_failures.remove(&id);
         }
         for member in &set.members {
             let Some(hop) = self.next_hops.hops.get_mut(member) else {
@@ -140,6 +141,7 @@ impl Reconciler {
             if hop.users == 0 {
                 self.next_hops.owners.remove(&hop.id);
                 self.next_hops.retired.insert(hop.id);
+                self.object_failures.remove(&hop.id);
                 hop.id = 0;
                 if !hop.watched {
                     self.next_hops.hops.remove(member);

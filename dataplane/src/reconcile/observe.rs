@@ -466,7 +466,8 @@ impl Reconciler {
                 crate::desired::ObjectId::Workload(_) => None,
             })
             .collect();
-        for prefix in failing {
+        let unread = std::mem::take(&mut self.unread);
+        for prefix in failing.into_iter().chain(unread) {
             self.queue(prefix);
         }
     }

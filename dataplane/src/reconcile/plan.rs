@@ -366,12 +366,10 @@ impl Reconciler {
         let seen = self.table.get(&prefix).seen;
         let place = Place::Host;
         let route = route_of(prefix, code);
-        if seen == code {
+        if seen == code || self.table.foreign_on_key(&prefix).is_some() {
             None
         } else if seen != NONE {
             Some(Op::ReplaceRoute { place, route })
-        } else if self.table.foreign_on_key(&prefix).is_some() {
-            None
         } else {
             Some(Op::AddRoute { place, route })
         }
@@ -703,7 +701,12 @@ impl Reconciler {
                 Tag::NextHop(object) => self.object_written(*object, result),
                 Tag::DeleteNextHop(id) => match ignore_gone(result) {
                     Ok(()) => lost.push(id),
-                    Err(error) => self.object_failed(id, &error),
+                    Err(error) => {
+                        self.object_failed(id, &error);
+                        // Its routes were left to go with it.
+                        let left = self.table.iter().filter(|(_, entry)| entry.seen == id);
+                        self.deletes.extend(left.map(|(prefix, _)| prefix));
+                    }
                 },
                 Tag::Reap(indexes) => self.reaped(indexes, result),
                 Tag::Global => {
@@ -920,6 +923,7 @@ impl Reconciler {
                 Ok(snapshot) => self.absorb_routes(&prefixes, snapshot.routes),
                 Err(error) => {
                     tracing::warn!(%error, "cannot read routes");
+                    self.unread.extend(prefixes);
                     self.refresh_failed();
                 }
             },

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod learned;
+mod properties;
 mod workloads;
 
 use std::{
