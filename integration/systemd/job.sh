@@ -20,6 +20,8 @@ mkdir -p /etc/systemd/system/agentd.service.d
 printf '[Service]\nWatchdogSec=2\nTimeoutAbortSec=1\n' >/etc/systemd/system/agentd.service.d/test.conf
 
 ip link add eth0 type veth peer name other
+# No change of the kernel's own (duplicate address detection) a second later.
+sysctl -qw net.ipv6.conf.eth0.accept_dad=0 net.ipv6.conf.other.accept_dad=0
 ip link set eth0 up
 ip link set other up
 ip address add 192.168.26.11/24 dev eth0

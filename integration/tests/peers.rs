@@ -109,14 +109,18 @@ fn external_peers_with_md5_give_ecmp_routes_and_only_those_of_the_pools() {
             ensure!(!text.contains(prefix), "{prefix} in {text}");
         }
         what_was_refused_is_told(&agent)?;
-        let own = one.prefixes()?;
-        for block in agent.client().blocks()? {
-            ensure!(
-                own.contains(&block.cidr),
-                "{} is not in {own:?}",
-                block.cidr
-            );
-        }
+        lab.wait_for("the node's blocks at the first router", PATIENCE, || {
+            let known = one.birdc("show route protocol node")?;
+            for block in agent.client().blocks()? {
+                ensure!(
+                    known.contains(&block.cidr),
+                    "{} is not in {known}",
+                    block.cidr
+                );
+            }
+            ensure!(!known.contains("/32") && !known.contains("/128"), "{known}");
+            Ok(())
+        })?;
         ensure!(
             !two.is_established("node")?,
             "a session although the keys differ"

@@ -136,16 +136,14 @@ impl BirdConfig {
         );
         for peer in &self.peers {
             // Next hops of an internal peer would be looked up in a table; these are neighbours.
-            let gateway = if peer.asn == self.asn {
-                "gateway direct; "
-            } else {
-                ""
-            };
+            let internal = peer.asn == self.asn;
+            let direct = if internal { "direct; " } else { "" };
+            let gateway = if internal { "gateway direct; " } else { "" };
             let _ = write!(
                 text,
                 "protocol bgp {} {{\n  local {} as {};\n  neighbor {} as {};\n  hold time 9; \
                  keepalive time 3;\n  connect delay time 1; connect retry time 2; error wait time \
-                 1, 5;\n  {}\n  ipv4 {{ import all; export all; {gateway}{channel} }};\n  ipv6 {{ import \
+                 1, 5;\n  {direct}{}\n  ipv4 {{ import all; export all; {gateway}{channel} }};\n  ipv6 {{ import \
                  all; export all; {gateway}{channel} }};\n}}\n",
                 peer.name,
                 self.address,

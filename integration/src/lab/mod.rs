@@ -220,7 +220,7 @@ impl Lab {
             b.0.name(),
         ])?;
         for (namespace, interface) in [a, b] {
-            namespace.ip(["link", "set", interface, "up"])?;
+            bring_up(namespace, interface)?;
         }
         Ok(())
     }
@@ -228,7 +228,7 @@ impl Lab {
     /// A bridge, up.
     pub fn bridge(&self, namespace: &Netns, name: &str) -> Result<()> {
         namespace.ip(["link", "add", name, "type", "bridge"])?;
-        namespace.ip(["link", "set", name, "up"])
+        bring_up(namespace, name)
     }
 
     /// A link from `node`'s `interface` to a port of the bridge.
@@ -320,6 +320,15 @@ impl Lab {
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.0.state)
     }
+}
+
+/// Sets a link up. Duplicate address detection is off, so that no change of the kernel's own comes
+/// a second later.
+fn bring_up(namespace: &Netns, interface: &str) -> Result<()> {
+    namespace.show(&format!(
+        "sysctl -qw net.ipv6.conf.{interface}.accept_dad=0"
+    ))?;
+    namespace.ip(["link", "set", interface, "up"])
 }
 
 /// The content counts even when a holder panicked: it is only used to clean up and to report.
