@@ -775,3 +775,21 @@ fn nexthop_groups_and_gateways_of_both_families_are_read_as_written() {
         assert!(!ip("-6 route show").contains("fd00:9::/64"));
     });
 }
+
+#[test]
+fn a_namespace_without_a_link_of_ours_is_read() {
+    on_a_host(|| async {
+        let workload = Workload::new();
+        workload.ip("link add eth0 type veth peer name other");
+        let (kernel, mut changes) = Kernel::open().unwrap();
+        let inside = Place::Netns(workload.netns());
+        let snapshot = place(&kernel, inside.clone()).await;
+        assert_eq!(snapshot.links.len(), 3);
+        // It has a number from now on.
+        workload.ip("link set eth0 mtu 1234");
+        heard_until(&mut changes, |place, change| {
+            *place == inside && matches!(change, Change::Link(link) if link.mtu == 1234)
+        })
+        .await;
+    });
+}

@@ -178,7 +178,7 @@ impl<'a> Reading<'a> {
         )?;
         self.snapshot.addresses = self.addresses(0)?;
         for family in [AF_INET, AF_INET6] {
-            let routes = self.routes(family, 0)?;
+            let routes = self.routes(family)?;
             if self.snapshot.routes.is_empty() {
                 self.snapshot.routes = routes;
             } else {
@@ -233,14 +233,13 @@ impl<'a> Reading<'a> {
         )
     }
 
-    /// Routes of the main table; with `protocol` other than 0, only those.
-    fn routes(&mut self, family: u8, protocol: u8) -> io::Result<Vec<Route>> {
-        self.dump(
+    /// Routes of the main table.
+    fn routes(&mut self, family: u8) -> io::Result<Vec<Route>> {
+        let outcome = self.dump(
             |pipe, sequence| {
                 let mut header = [0; 12];
                 header[0] = family;
                 header[4] = u8::try_from(TABLE_MAIN).expect("254");
-                header[5] = protocol;
                 pipe.encoder
                     .begin(kind::GET_ROUTE, NLM_F_DUMP, sequence, &header);
             },
@@ -252,7 +251,12 @@ impl<'a> Reading<'a> {
                     .flatten()
                     .filter(|route| route.table == TABLE_MAIN)
             },
-        )
+        );
+        match outcome {
+            // A namespace that never had a route has no such table.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(Vec::new()),
+            outcome => outcome,
+        }
     }
 
     /// Dumps until nothing changed meanwhile.
@@ -380,7 +384,7 @@ impl<'a> Reading<'a> {
                 .map(|(prefix, _)| *prefix)
                 .collect();
             if !missing.is_empty() {
-                let routes = self.routes(family, 0)?;
+                let routes = self.routes(family)?;
                 self.snapshot.routes.extend(
                     routes
                         .into_iter()

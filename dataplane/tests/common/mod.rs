@@ -20,7 +20,9 @@ pub fn on_a_host<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'stat
     let outcome = std::thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).expect("tests of the driver need root");
         ip("link set lo up");
-        tokio::runtime::Builder::new_current_thread()
+        // Its threads are started by this one, and so belong to the same namespace.
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
             .enable_all()
             .build()
             .unwrap()
