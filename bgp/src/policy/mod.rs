@@ -16,6 +16,9 @@ use crate::{
     types::Asn,
 };
 
+#[cfg(test)]
+mod tests;
+
 /// A named list of rules.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Policy {

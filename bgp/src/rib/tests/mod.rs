@@ -1,8 +1,13 @@
 //! Tests of the RIB from outside: what goes in as updates, what comes out as forwarding changes
 //! and as messages, decoded again by the codec.
-#![allow(clippy::unwrap_used, dead_code)]
+#![allow(clippy::unwrap_used)]
 
+mod decision;
+mod exports;
+mod imports;
 mod model;
+mod sending;
+mod views;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +20,7 @@ use ipnet::IpNet;
 
 use super::*;
 use crate::{
-    attributes::{AsPath, Attributes},
+    attributes::{AsPath, Attributes, NextHop},
     message::{Announced, Message, Negotiated, Nlri},
     types::Asn,
     wire::{Decoder, frame},
