@@ -53,10 +53,7 @@ impl Decoder {
         };
         let [.., message_type] = *header;
         match message_type {
-            kind::UPDATE => self
-                .cache
-                .decode_update(body, &self.negotiated)
-                .map(Message::Update),
+            kind::UPDATE => self.cache.decode_update(body, &self.negotiated),
             kind::KEEPALIVE => Ok(Message::Keepalive),
             kind::OPEN => Ok(Message::Open(Box::new(open::decode(body)?))),
             kind::NOTIFICATION => notification(body).map(Message::Notification),

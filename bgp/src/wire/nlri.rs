@@ -139,8 +139,14 @@ pub(super) fn decode<P: WirePrefix>(
             Err(BadNlri)
         };
     };
-    let mut list =
-        Vec::with_capacity(bytes.len() / (identifier + 1 + octets_of(*first_length)) + 1);
+    let entry = identifier + 1 + octets_of(*first_length);
+    // The division is dear enough to be seen when there is only one.
+    let count = if bytes.len() <= entry {
+        1
+    } else {
+        bytes.len().div_ceil(entry)
+    };
+    let mut list = Vec::with_capacity(count);
     if add_path {
         while !bytes.is_empty() {
             let (path_id, rest) = bytes.split_first_chunk::<4>().ok_or(BadNlri)?;

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     attributes::{Attributes, NextHop},
-    message::{Announced, Disposition, Negotiated, NlriList, Notification, Update},
+    message::{Announced, Disposition, Message, Negotiated, NlriList, Notification, Update},
     types::Family,
 };
 
@@ -30,32 +30,38 @@ pub(super) struct Cache {
     /// All attributes but MP_REACH_NLRI, as they came. Empty: nothing is cached, since no UPDATE
     /// without attributes announces anything.
     block: Vec<u8>,
-    /// Family, length and octets of MP_REACH_NLRI's next hop; `None` for prefixes of the body.
-    next_hop: Option<WireNextHop>,
+    /// What stands before the prefixes in the value of MP_REACH_NLRI: family and next hop. Empty
+    /// for prefixes of the body.
+    mp_head: Vec<u8>,
+    family: Option<Family>,
     attributes: Option<Arc<Attributes>>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct WireNextHop {
-    family: Family,
-    length: u8,
-    octets: [u8; 32],
 }
 
 /// MP_REACH_NLRI, taken apart.
 struct MpReach<'a> {
     /// `None`: not negotiated, and not looked into.
-    known: Option<(WireNextHop, NextHop)>,
+    known: Option<(Family, NextHop)>,
+    /// All before the prefixes.
+    head: &'a [u8],
     nlri: &'a [u8],
+}
+
+/// What MP_REACH_NLRI announces.
+struct Reached<'a> {
+    head: &'a [u8],
+    family: Family,
+    next_hop: NextHop,
+    nlri: NlriList,
 }
 
 impl Cache {
     /// Decodes the body of an UPDATE.
+    #[inline]
     pub(super) fn decode_update(
         &mut self,
         body: &[u8],
         negotiated: &Negotiated,
-    ) -> Result<Update, Notification> {
+    ) -> Result<Message, Notification> {
         let (withdrawn, attributes, announced) =
             split(body).ok_or_else(Notification::malformed_attribute_list)?;
         if withdrawn.is_empty() {
@@ -63,51 +69,66 @@ impl Cache {
                 return hit;
             }
             if body == [0, 0, 0, 0] {
-                return Ok(end_of_rib(Family::Ipv4Unicast, negotiated));
+                return Ok(Message::Update(end_of_rib(Family::Ipv4Unicast, negotiated)));
             }
+        } else if body.len() == withdrawn.len() + 4
+            && negotiated.families[Family::Ipv4Unicast.index()]
+        {
+            // It withdraws, and that is all.
+            return body_nlri(withdrawn, negotiated).map(|list| {
+                Message::Update(Update {
+                    withdrawn: SmallVec::from_buf([list]),
+                    announced: SmallVec::new(),
+                    end_of_rib: None,
+                    faults: Vec::new(),
+                })
+            });
         }
         self.decode_slowly(withdrawn, attributes, announced, negotiated)
+            .map(Message::Update)
     }
 
     /// An UPDATE that only announces, with the attributes of the last one.
-    #[inline]
+    #[inline(always)]
     fn lookup(
         &self,
         attributes: &[u8],
         announced: &[u8],
         negotiated: &Negotiated,
-    ) -> Option<Result<Update, Notification>> {
+    ) -> Option<Result<Message, Notification>> {
         let cached = self.attributes.as_ref()?;
-        let nlri = match &self.next_hop {
+        let nlri = match self.family {
             None => {
                 if announced.is_empty() || self.block != attributes {
                     return None;
                 }
                 body_nlri(announced, negotiated)
             }
-            Some(next_hop) => {
+            Some(family) => {
                 if !announced.is_empty() {
                     return None;
                 }
                 let (tlv, before, after) = find_mp_reach(attributes)?;
                 let (first, last) = self.block.split_at_checked(before.len())?;
-                if first != before || last != after {
+                let nlri = tlv.value.strip_prefix(self.mp_head.as_slice())?;
+                if nlri.is_empty() || first != before || last != after {
                     return None;
                 }
-                let mp = mp_reach(tlv, negotiated).ok()?;
-                if mp.nlri.is_empty() || mp.known?.0 != *next_hop {
-                    return None;
-                }
-                decode_nlri(next_hop.family, mp.nlri, negotiated)
+                decode_nlri(family, nlri, negotiated)
                     .ok_or_else(|| Notification::optional_attribute_error(tlv.whole))
             }
         };
-        Some(nlri.map(|nlri| Update {
-            announced: SmallVec::from_buf([Announced {
-                attributes: Arc::clone(cached),
-                nlri,
-            }]),
-            ..Update::default()
+        Some(nlri.map(|nlri| {
+            // Field by field: taking the rest from a default costs as much as the prefix.
+            Message::Update(Update {
+                withdrawn: SmallVec::new(),
+                announced: SmallVec::from_buf([Announced {
+                    attributes: Arc::clone(cached),
+                    nlri,
+                }]),
+                end_of_rib: None,
+                faults: Vec::new(),
+            })
         }))
     }
 
@@ -149,13 +170,18 @@ impl Cache {
             .map(|tlv| mp_reach(tlv, negotiated).map(|reach| (tlv, reach)))
             .transpose()?;
         let mut reached = None;
-        if let Some((tlv, MpReach { known, nlri })) = &reach {
-            match known {
-                Some((wire, next_hop)) => {
-                    let list = decode_nlri(wire.family, nlri, negotiated)
+        if let Some((tlv, reach)) = &reach {
+            match reach.known {
+                Some((family, next_hop)) => {
+                    let nlri = decode_nlri(family, reach.nlri, negotiated)
                         .ok_or_else(|| Notification::optional_attribute_error(tlv.whole))?;
-                    if !list.is_empty() {
-                        reached = Some((*wire, *next_hop, list));
+                    if !nlri.is_empty() {
+                        reached = Some(Reached {
+                            head: reach.head,
+                            family,
+                            next_hop,
+                            nlri,
+                        });
                     }
                 }
                 None => ignored(&mut collected.faults, tlv.code, "prefixes"),
@@ -178,20 +204,20 @@ impl Cache {
         update.faults = std::mem::take(&mut collected.faults.list);
         if collected.faults.is_withdraw() || !announces {
             update.withdrawn.extend(body);
-            update.withdrawn.extend(reached.map(|(_, _, list)| list));
+            update.withdrawn.extend(reached.map(|reached| reached.nlri));
             return Ok(update);
         }
         let clean = collected.faults.is_empty() && collected.mp_unreach.is_none();
         let body_next_hop = collected.next_hop.map(|a| NextHop::from(IpAddr::V4(a)));
         let first_hop = match (&body, &reached) {
             (Some(_), _) => body_next_hop,
-            (None, reached) => reached.as_ref().map(|(_, next_hop, _)| *next_hop),
+            (None, reached) => reached.as_ref().map(|reached| reached.next_hop),
         };
         // Neither can be missing: that would have been a fault above.
         let made = first_hop.and_then(|next_hop| collected.into_attributes(next_hop));
         let Some(made) = made else {
             update.withdrawn.extend(body);
-            update.withdrawn.extend(reached.map(|(_, _, list)| list));
+            update.withdrawn.extend(reached.map(|reached| reached.nlri));
             return Ok(update);
         };
         let made = Arc::new(made);
@@ -203,16 +229,18 @@ impl Cache {
             attributes: Arc::clone(&made),
             nlri,
         }));
-        update.announced.extend(reached.map(|(_, next_hop, nlri)| {
-            let attributes = if both {
-                let mut other = Attributes::clone(&made);
-                other.next_hop = next_hop;
-                Arc::new(other)
-            } else {
-                made
-            };
-            Announced { attributes, nlri }
-        }));
+        update
+            .announced
+            .extend(reached.map(|Reached { next_hop, nlri, .. }| {
+                let attributes = if both {
+                    let mut other = Attributes::clone(&made);
+                    other.next_hop = next_hop;
+                    Arc::new(other)
+                } else {
+                    made
+                };
+                Announced { attributes, nlri }
+            }));
         Ok(update)
     }
 
@@ -220,11 +248,12 @@ impl Cache {
         &mut self,
         block: &[u8],
         body: bool,
-        reached: Option<&(WireNextHop, NextHop, NlriList)>,
+        reached: Option<&Reached<'_>>,
         attributes: &Arc<Attributes>,
     ) {
         self.attributes = None;
         self.block.clear();
+        self.mp_head.clear();
         match (body, reached) {
             (true, None) => {
                 // An MP_REACH_NLRI without prefixes is not worth a case of its own.
@@ -232,15 +261,16 @@ impl Cache {
                     return;
                 }
                 self.block.extend_from_slice(block);
-                self.next_hop = None;
+                self.family = None;
             }
-            (false, Some((wire, _, _))) => {
+            (false, Some(reached)) => {
                 let Some((_, before, after)) = find_mp_reach(block) else {
                     return;
                 };
                 self.block.extend_from_slice(before);
                 self.block.extend_from_slice(after);
-                self.next_hop = Some(*wire);
+                self.mp_head.extend_from_slice(reached.head);
+                self.family = Some(reached.family);
             }
             _ => return,
         }
@@ -326,9 +356,17 @@ fn mp_reach<'a>(tlv: Tlv<'a>, negotiated: &Negotiated) -> Result<MpReach<'a>, No
     // The reserved octet.
     reader.u8().ok_or_else(malformed)?;
     let nlri = reader.rest();
+    let (head, _) = tlv
+        .value
+        .split_at_checked(tlv.value.len() - nlri.len())
+        .ok_or_else(malformed)?;
     let family = Family::from_afi_safi(afi, safi).filter(|f| negotiated.families[f.index()]);
     let Some(family) = family else {
-        return Ok(MpReach { known: None, nlri });
+        return Ok(MpReach {
+            known: None,
+            head,
+            nlri,
+        });
     };
     let next_hop = match (family, bytes.len()) {
         (Family::Ipv4Unicast, 4) => bytes
@@ -339,17 +377,9 @@ fn mp_reach<'a>(tlv: Tlv<'a>, negotiated: &Negotiated) -> Result<MpReach<'a>, No
         _ => None,
     }
     .ok_or_else(malformed)?;
-    let mut octets = [0; 32];
-    if let Some(slot) = octets.get_mut(..bytes.len()) {
-        slot.copy_from_slice(bytes);
-    }
-    let wire = WireNextHop {
-        family,
-        length,
-        octets,
-    };
     Ok(MpReach {
-        known: Some((wire, next_hop)),
+        known: Some((family, next_hop)),
+        head,
         nlri,
     })
 }
@@ -402,14 +432,10 @@ fn mp_unreach(
 
 /// RFC 4271 §6.3: a next hop that can be nobody's address makes its prefixes unusable; the session
 /// goes on. Whether it is our own address or on a shared subnet is for those who know the network.
-fn check_next_hops(
-    collected: &mut Collected<'_>,
-    body: bool,
-    reached: Option<&(WireNextHop, NextHop, NlriList)>,
-) {
+fn check_next_hops(collected: &mut Collected<'_>, body: bool, reached: Option<&Reached<'_>>) {
     // NEXT_HOP beside nothing but MP_REACH_NLRI has no meaning (RFC 4760 §3).
     let in_body = collected.next_hop.filter(|_| body).map(IpAddr::V4);
-    let in_mp = reached.map(|(_, next_hop, _)| next_hop.address);
+    let in_mp = reached.map(|reached| reached.next_hop.address);
     for (attribute, address) in [(code::NEXT_HOP, in_body), (code::MP_REACH_NLRI, in_mp)] {
         if let Some(address) = address.filter(|address| !is_host(*address)) {
             collected
