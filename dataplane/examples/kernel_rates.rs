@@ -2,7 +2,7 @@
 //! namespaces of its own, which are gone with it.
 //!
 //! ```text
-//! kernel_rates [--rounds 5] [--workloads 300] [--raw DIR]
+//! kernel_rates [--rounds 5] [--workloads 300] [--routes 100000] [--raw DIR]
 //! ```
 //!
 //! With `--raw`, the programs `nlroute` and `nlveth` in that folder (raw netlink in C, as fast as
@@ -34,6 +34,7 @@ use nix::sched::{CloneFlags, unshare};
 fn main() {
     let mut rounds = 5;
     let mut workloads = 300;
+    let mut most_routes = 100_000;
     let mut raw = None;
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
@@ -41,12 +42,16 @@ fn main() {
         match argument.as_str() {
             "--rounds" => rounds = value.parse().expect("a number"),
             "--workloads" => workloads = value.parse().expect("a number"),
+            "--routes" => most_routes = value.parse().expect("a number"),
             "--raw" => raw = Some(value),
             other => panic!("unknown option {other}"),
         }
     }
     for family in [4, 6] {
-        for count in [10_000, 100_000] {
+        for count in [most_routes / 10, most_routes] {
+            if count == 0 {
+                continue;
+            }
             for by_next_hop in [false, true] {
                 routes(family, count, by_next_hop, rounds, raw.as_deref());
             }
@@ -277,11 +282,12 @@ fn workload_rates(count: usize, rounds: usize, raw: Option<&str>) {
     let mut reaped = Vec::new();
     let (mut raw_p50, mut raw_rate, mut raw_delete) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
-        let round = on_a_host(move || workload_round(count));
+        let round = on_a_host(move || one_by_one_round(count));
         p50.push(round.p50);
         p99.push(round.p99);
-        one_by_one.push(round.one_by_one);
-        batched.push(round.batched);
+        one_by_one.push(round.rate);
+        let round = on_a_host(move || batch_round(count));
+        batched.push(round.added);
         removed.push(round.routes_removed);
         reaped.push(round.reaped);
         if let Some(folder) = raw {
@@ -317,72 +323,77 @@ fn workload_rates(count: usize, rounds: usize, raw: Option<&str>) {
     println!();
 }
 
-struct Round {
+struct OneByOne {
+    /// Microseconds.
     p50: f64,
     p99: f64,
-    one_by_one: f64,
-    batched: f64,
-    routes_removed: f64,
-    reaped: f64,
+    rate: f64,
 }
 
-async fn workload_round(count: usize) -> Round {
-    let spaces = namespaces(count * 2);
+/// As the daemon does: each is read back before the next.
+async fn one_by_one_round(count: usize) -> OneByOne {
+    let spaces = namespaces(count);
     let (kernel, _changes) = Kernel::open().unwrap();
-    let (singly, together) = spaces.list.split_at(count);
-
     let mut times = Vec::new();
     let start = Instant::now();
-    for (number, netns) in (0_u32..).zip(singly) {
+    for (number, netns) in (0_u32..).zip(&spaces.list) {
         let begin = Instant::now();
         apply(&kernel, attach(number, netns)).await;
         for (place, index) in [
             (Place::Host, index_of(number)),
             (Place::Netns(netns.clone()), 2),
         ] {
-            let snapshot = kernel
-                .query(Query::Link {
-                    place,
-                    index,
-                    neighbours: Vec::new(),
-                    sysctls: Vec::new(),
-                })
-                .await
-                .unwrap();
+            let query = Query::Link {
+                place,
+                index,
+                neighbours: Vec::new(),
+                sysctls: Vec::new(),
+            };
+            let snapshot = kernel.query(query).await.unwrap();
             assert_eq!(snapshot.links.len(), 1);
         }
         times.push(begin.elapsed().as_secs_f64() * 1e6);
     }
+    let rate = count as f64 / start.elapsed().as_secs_f64();
+    times.sort_by(f64::total_cmp);
+    OneByOne {
+        p50: times[times.len() / 2],
+        p99: times[times.len() * 99 / 100],
+        rate,
+    }
+}
+
+/// All a second.
+struct Batch {
+    added: f64,
+    routes_removed: f64,
+    reaped: f64,
+}
+
+async fn batch_round(count: usize) -> Batch {
+    let spaces = namespaces(count);
+    let (kernel, _changes) = Kernel::open().unwrap();
     let rate = |time: Duration| count as f64 / time.as_secs_f64();
-    let one_by_one = rate(start.elapsed());
-    let first_together = u32::try_from(count).unwrap();
-    let ops = (first_together..)
-        .zip(together)
+    let ops = (0..)
+        .zip(&spaces.list)
         .flat_map(|(number, netns)| attach(number, netns))
         .collect();
-    let batched = rate(apply(&kernel, ops).await);
-
-    let deletes = (0..first_together)
+    let added = rate(apply(&kernel, ops).await);
+    let numbers: Vec<u32> = (0..).take(count).collect();
+    let deletes = numbers
+        .iter()
         .flat_map(|number| {
-            host_routes(number).map(|route| Op::DeleteRoute {
+            host_routes(*number).map(|route| Op::DeleteRoute {
                 place: Place::Host,
                 route,
             })
         })
         .collect();
     let routes_removed = rate(apply(&kernel, deletes).await);
-    let start = Instant::now();
-    for group in (0..first_together).collect::<Vec<_>>().chunks(256) {
-        let links = group.iter().map(|number| index_of(*number)).collect();
-        apply(&kernel, vec![Op::DeleteLinks(links)]).await;
-    }
-    let reaped = rate(start.elapsed());
-    times.sort_by(f64::total_cmp);
-    Round {
-        p50: times[times.len() / 2],
-        p99: times[times.len() * 99 / 100],
-        one_by_one,
-        batched,
+    let links = numbers.into_iter().map(index_of).collect();
+    let reaped = rate(apply(&kernel, vec![Op::DeleteLinks(links)]).await);
+    Batch {
+        added,
         routes_removed,
         reaped,
     }

@@ -26,6 +26,8 @@ mod pipe;
 mod read;
 mod socket;
 mod sysctl;
+#[cfg(test)]
+mod tests;
 mod write;
 
 use std::{
