@@ -19,13 +19,14 @@ fn bird(number: u8, asn: u32, other: u8, other_asn: u32) -> BirdConfig {
     BirdConfig {
         router_id: format!("10.9.0.{number}"),
         address: format!("10.9.0.{number}"),
+        address6: format!("fd00:9::{number}"),
         asn,
         peers: vec![BirdPeer {
             name: "neighbour".into(),
             address: format!("10.9.0.{other}"),
             asn: other_asn,
             extra: String::new(),
-            channel: String::new(),
+            families: vec!["ipv4", "ipv6"],
         }],
         extra: format!("protocol static {{ ipv4; route 10.{number}.0.0/26 blackhole; }}"),
     }

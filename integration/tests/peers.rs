@@ -13,17 +13,22 @@ const SHARED: [&str; 2] = ["10.244.100.0/26", "fd10:244::100:0/122"];
 
 /// A top-of-rack router on its own link to the node, announcing what `routes` says.
 fn router_config(number: u8, password: &str, routes: &str) -> BirdConfig {
+    let session = |name: &str, address: String, family| BirdPeer {
+        name: name.into(),
+        address,
+        asn: NODE,
+        extra: format!("password \"{password}\";"),
+        families: vec![family],
+    };
     BirdConfig {
         router_id: format!("10.1.{number}.1"),
         address: format!("10.1.{number}.1"),
+        address6: format!("fd00:1:{number}::1"),
         asn: TOR,
-        peers: vec![BirdPeer {
-            name: "node".into(),
-            address: format!("10.1.{number}.2"),
-            asn: NODE,
-            extra: format!("password \"{password}\";"),
-            channel: String::new(),
-        }],
+        peers: vec![
+            session("node", format!("10.1.{number}.2"), "ipv4"),
+            session("node6", format!("fd00:1:{number}::2"), "ipv6"),
+        ],
         extra: format!(
             "protocol static {{ ipv4; route {} blackhole; {routes} }}\n\
              protocol static {{ ipv6; route {} blackhole; }}",
@@ -73,9 +78,14 @@ fn node(lab: &Lab, routers: &[lab::netns::Netns]) -> Result<Agent> {
         lab.address(&namespace, &link, &format!("10.1.{number}.2/24"))?;
         lab.address(&namespace, &link, &format!("fd00:1:{number}::2/64"))?;
         let key = lab.write_file(&format!("tor{number}.key"), &format!("secret-{number}\n"))?;
-        let mut peer = Peer::new(&format!("tor{number}"), &format!("10.1.{number}.1"), TOR);
-        peer.extra = format!("password_file = {key:?}");
-        config.peers.push(peer);
+        for (name, address) in [
+            (format!("tor{number}"), format!("10.1.{number}.1")),
+            (format!("tor{number}-v6"), format!("fd00:1:{number}::1")),
+        ] {
+            let mut peer = Peer::new(&name, &address, TOR);
+            peer.extra = format!("password_file = {key:?}");
+            config.peers.push(peer);
+        }
     }
     Agent::new(lab, &namespace, config)
 }
@@ -110,7 +120,8 @@ fn external_peers_with_md5_give_ecmp_routes_and_only_those_of_the_pools() {
         }
         what_was_refused_is_told(&agent)?;
         lab.wait_for("the node's blocks at the first router", PATIENCE, || {
-            let known = one.birdc("show route protocol node")?;
+            let known =
+                one.birdc("show route protocol node")? + &one.birdc("show route protocol node6")?;
             for block in agent.client().blocks()? {
                 ensure!(
                     known.contains(&block.cidr),
@@ -119,6 +130,11 @@ fn external_peers_with_md5_give_ecmp_routes_and_only_those_of_the_pools() {
                 );
             }
             ensure!(!known.contains("/32") && !known.contains("/128"), "{known}");
+            Ok(())
+        })?;
+        lab.wait_for("segments with a wrong signature", PATIENCE, || {
+            let failures = md5_failures(&routers[1])?;
+            ensure!(failures > 2, "{failures}");
             Ok(())
         })?;
         ensure!(
@@ -146,6 +162,23 @@ fn external_peers_with_md5_give_ecmp_routes_and_only_those_of_the_pools() {
         })?;
         Ok(())
     });
+}
+
+/// Segments whose signature did not match (RFC 2385), counted by the kernel.
+fn md5_failures(namespace: &lab::netns::Netns) -> Result<u64> {
+    let text = namespace.show("cat /proc/net/netstat")?;
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (Some(names), Some(values)) = (lines.next(), lines.next()) else {
+        anyhow::bail!("no TcpExt counters");
+    };
+    names
+        .split(' ')
+        .zip(values.split(' '))
+        .find(|(name, _)| *name == "TCPMD5Failure")
+        .context("no TCPMD5Failure")?
+        .1
+        .parse()
+        .context("a counter")
 }
 
 fn what_was_refused_is_told(agent: &Agent) -> Result<()> {

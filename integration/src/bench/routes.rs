@@ -150,13 +150,14 @@ pub fn bird(lab: &Lab, prefixes: Prefixes, repetitions: usize) -> Result<Times> 
         let config = BirdConfig {
             router_id: "192.168.26.11".into(),
             address: "192.168.26.11".into(),
+            address6: "fd00:26::11".into(),
             asn: 64512,
             peers: vec![BirdPeer {
                 name: "injector".into(),
                 address: "192.168.26.1".into(),
                 asn: INJECTOR_ASN,
                 extra: "passive; hold time 240;".into(),
-                channel: String::new(),
+                families: vec!["ipv4", "ipv6"],
             }],
             extra: format!(
                 "protocol kernel {{ ipv4 {{ {kernel} }}; }}\nprotocol kernel {{ ipv6 {{ {kernel} }}; }}"

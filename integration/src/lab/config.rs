@@ -111,15 +111,17 @@ pub struct BirdPeer {
     pub asn: u32,
     /// Further lines of the protocol, such as `rr client;` or `password "…";`.
     pub extra: String,
-    /// Lines inside both channels, such as `next hop self;`.
-    pub channel: String,
+    /// Families of the session: `ipv4`, `ipv6`.
+    pub families: Vec<&'static str>,
 }
 
 /// What a BIRD of the lab is configured with.
 #[derive(Clone, Debug)]
 pub struct BirdConfig {
     pub router_id: String,
+    /// Its end of a session of either family.
     pub address: String,
+    pub address6: String,
     pub asn: u32,
     pub peers: Vec<BirdPeer>,
     /// Whole protocols, such as `protocol static { … }`.
@@ -139,20 +141,22 @@ impl BirdConfig {
             let internal = peer.asn == self.asn;
             let direct = if internal { "direct; " } else { "" };
             let gateway = if internal { "gateway direct; " } else { "" };
+            let local = if peer.address.contains(':') {
+                &self.address6
+            } else {
+                &self.address
+            };
             let _ = write!(
                 text,
-                "protocol bgp {} {{\n  local {} as {};\n  neighbor {} as {};\n  hold time 9; \
+                "protocol bgp {} {{\n  local {local} as {};\n  neighbor {} as {};\n  hold time 9; \
                  keepalive time 3;\n  connect delay time 1; connect retry time 2; error wait time \
-                 1, 5;\n  {direct}{}\n  ipv4 {{ import all; export all; {gateway}{channel} }};\n  ipv6 {{ import \
-                 all; export all; {gateway}{channel} }};\n}}\n",
-                peer.name,
-                self.address,
-                self.asn,
-                peer.address,
-                peer.asn,
-                peer.extra,
-                channel = peer.channel,
+                 1, 5;\n  {direct}{}\n",
+                peer.name, self.asn, peer.address, peer.asn, peer.extra,
             );
+            for family in &peer.families {
+                let _ = writeln!(text, "  {family} {{ import all; export all; {gateway}}};");
+            }
+            text.push_str("}\n");
         }
         text
     }

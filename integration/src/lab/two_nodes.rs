@@ -69,11 +69,12 @@ pub fn reflector_config() -> BirdConfig {
         address: node_address(number).0,
         asn: ASN,
         extra: "rr client;".into(),
-        channel: String::new(),
+        families: vec!["ipv4", "ipv6"],
     };
     BirdConfig {
         router_id: REFLECTOR.into(),
         address: REFLECTOR.into(),
+        address6: "fd00:26::1".into(),
         asn: ASN,
         peers: vec![client("node_a", 1), client("node_b", 2)],
         extra: String::new(),
