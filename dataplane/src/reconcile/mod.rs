@@ -4,13 +4,17 @@
 //! * `table`: the main routing table as seen. `observe`: dumps and notifications.
 //! * `values`, `workload`: what a workload should look like; `lifecycle`: its way there and away.
 //! * `nexthops`, `resolve`: kernel nexthop objects, and where they lead.
-//! * `plan`: what is written and read next, and what the results mean.
+//! * `plan`: what is written and read next; `routes`: the part about routes and nexthop objects;
+//!   `results`: what the answers mean; `retry`: what waits for time to pass.
 
 mod lifecycle;
 mod nexthops;
 mod observe;
 mod plan;
 mod resolve;
+mod results;
+mod retry;
+mod routes;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -31,15 +35,16 @@ use ipnet::IpNet;
 
 pub use self::values::{host_interface, workload_mac};
 use self::{
-    lifecycle::{Stage, State},
+    lifecycle::State,
     nexthops::NextHops,
     plan::Round,
+    retry::jitter,
     table::{Hash, NONE, Table},
 };
 
 pub use self::view::{Hop, KernelRoute, Lookup, NextHopView, ObjectStatus, Status};
 use crate::{
-    desired::{Detail, Event, Failure, FailureKind, Object, ObjectId, Source},
+    desired::{Event, Failure, Object, ObjectId, Source},
     kernel::{
         Address, Change, Link, NextHop, Op, OpError, OpResult, PROTOCOL_AGENTD_BGP, Place, Query,
         Snapshot,
@@ -506,56 +511,6 @@ impl Reconciler {
         self.read_inside = true;
     }
 
-    fn refresh_failed(&mut self) {
-        let wait = self.back_off(self.refresh_failures);
-        self.refresh_failures += 1;
-        self.refresh_at = Some(self.now + wait);
-    }
-
-    /// 100 ms, then twice as long each time up to 30 s, less up to a quarter at random.
-    fn back_off(&mut self, attempts: u32) -> Duration {
-        let full = Duration::from_millis(100 << attempts.min(9)).min(Duration::from_secs(30));
-        full.mul_f64(1.0 - self.rng.f64() / 4.0)
-    }
-
-    fn fail(&mut self, id: ObjectId, kind: FailureKind, text: String) {
-        let attempts = self.failures.get(&id).map_or(0, |trouble| trouble.attempts);
-        let wait = self.back_off(attempts);
-        let due = self.now + wait;
-        let failure = Failure {
-            kind,
-            text,
-            retry_in: Some(wait),
-        };
-        let news = self.failures.get(&id).is_none_or(|before| {
-            before.failure.kind != failure.kind || before.failure.text != failure.text
-        });
-        if news {
-            let (id, error) = (id.clone(), failure.clone());
-            self.events.push_back(Event::Failed { id, error });
-        }
-        self.retries.insert((due, id.clone()));
-        let trouble = Trouble {
-            failure,
-            attempts: attempts + 1,
-            due,
-        };
-        if let Some(before) = self.failures.insert(id.clone(), trouble)
-            && before.due != due
-        {
-            self.retries.remove(&(before.due, id));
-        }
-    }
-
-    fn object_failed(&mut self, id: u32, error: &OpError) {
-        tracing::warn!(id, %error, "cannot write a nexthop object");
-        let attempts = self.object_failures.entry(id).or_default();
-        *attempts += 1;
-        let attempts = *attempts - 1;
-        let wait = self.back_off(attempts);
-        self.object_retries.insert((self.now + wait, id));
-    }
-
     fn reap_later(&mut self, index: u32) {
         self.reap.insert(index);
         if self.reap_since.is_none() {
@@ -588,64 +543,6 @@ impl Reconciler {
         }
     }
 
-    /// To be called when the time of [`poll_timeout`](Self::poll_timeout) has come; early or
-    /// needless calls do no harm.
-    pub fn handle_timeout(&mut self, now: Instant) {
-        self.now = now;
-        while let Some((due, _)) = self.retries.first() {
-            if *due > now {
-                break;
-            }
-            let Some((due, id)) = self.retries.pop_first() else {
-                break;
-            };
-            if self
-                .failures
-                .get(&id)
-                .is_none_or(|trouble| trouble.due != due)
-            {
-                continue;
-            }
-            match id {
-                ObjectId::Workload(id) => {
-                    if matches!(
-                        self.workloads.get(&id).map(|state| &state.stage),
-                        Some(Stage::Backoff)
-                    ) {
-                        self.enter(&id);
-                    }
-                }
-                ObjectId::Blackhole(prefix) | ObjectId::Route(prefix) => {
-                    if self.removing.contains(&prefix) {
-                        self.deletes.push(prefix);
-                    } else {
-                        self.queue(prefix);
-                    }
-                }
-            }
-        }
-        while let Some((due, id)) = self.object_retries.first().copied() {
-            if due > now {
-                break;
-            }
-            self.object_retries.pop_first();
-            if self.is_wanted_object(id) {
-                self.next_hops.dirty.insert(id);
-            } else if self.object_stands(id) {
-                self.next_hops.retired.insert(id);
-            }
-        }
-        if self.refresh_at.is_some_and(|at| now >= at) {
-            self.refresh_at = None;
-            self.refresh = true;
-        }
-        if now >= self.audit_at {
-            let interval = self.config.audit_interval;
-            self.audit_at = now + jitter(&mut self.rng, interval);
-            self.refresh = true;
-        }
-    }
-
     pub fn poll_output(&mut self) -> Option<Output> {
         if self.started {
             self.resolve_all();
@@ -659,138 +556,4 @@ impl Reconciler {
         }
         self.outbox.pop_front()
     }
-
-    /// When [`handle_timeout`](Self::handle_timeout) is to be called next.
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        let reap = match self.round {
-            Round::None => self.reap_since.filter(|_| !self.reap.is_empty()),
-            _ => None,
-        };
-        [
-            self.retries.first().map(|(due, _)| *due),
-            self.object_retries.first().map(|(due, _)| *due),
-            self.refresh_at,
-            reap,
-            Some(self.audit_at),
-        ]
-        .into_iter()
-        .flatten()
-        .min()
-    }
-
-    pub fn status(&self) -> Status {
-        let conflicts = self
-            .failures
-            .values()
-            .filter(|trouble| trouble.failure.kind == FailureKind::Conflict)
-            .map(|trouble| trouble.failure.text.clone())
-            .collect();
-        let moving = self
-            .workloads
-            .values()
-            .filter(|state| !matches!(state.stage, Stage::Idle | Stage::Backoff))
-            .count();
-        Status {
-            started: self.started,
-            objects: self.workloads.len() + self.blackholes.len() + self.learned,
-            workloads: self.workloads.len(),
-            blackholes: self.blackholes.len(),
-            learned_routes: self.learned,
-            learned_installed: self
-                .table
-                .iter()
-                .filter(|(_, entry)| entry.learned != NONE && entry.learned == entry.seen)
-                .count(),
-            next_hop_objects: self
-                .seen_next_hops
-                .values()
-                .filter(|object| object.protocol == PROTOCOL_AGENTD_BGP)
-                .count(),
-            pending: moving + self.adds.len() + self.deletes.len() + self.early.len(),
-            failing: self.failures.len() + self.object_failures.len(),
-            writes: self.writes,
-            write_errors: self.write_errors,
-            repairs: self.repairs,
-            swept: self.swept,
-            links_to_reap: self.reap.len(),
-            overruns: self.overruns,
-            conflicts,
-            last_audit: self.last_audit,
-            mtu: self.mtu,
-        }
-    }
-
-    /// Own routes as last read from the kernel, in order of prefix, those after `after`; with
-    /// `within`, only that prefix and what it covers.
-    pub fn routes(
-        &self,
-        within: Option<IpNet>,
-        after: Option<IpNet>,
-        limit: usize,
-    ) -> Vec<KernelRoute> {
-        // The smallest `limit` prefixes, in one pass over the table.
-        let mut page = std::collections::BinaryHeap::new();
-        for (prefix, entry) in self.table.iter() {
-            if entry.seen == NONE
-                || within.is_some_and(|within| !within.contains(&prefix))
-                || after.is_some_and(|after| prefix <= after)
-            {
-                continue;
-            }
-            if page.len() < limit {
-                page.push(prefix);
-            } else if page.peek().is_some_and(|last| prefix < *last) {
-                page.pop();
-                page.push(prefix);
-            }
-        }
-        page.into_sorted_vec()
-            .iter()
-            .filter_map(|prefix| self.own_route(prefix))
-            .map(|route| self.view_of(route))
-            .collect()
-    }
-
-    /// State of a wanted object; `None` when it is not wanted.
-    pub fn object(&self, id: &ObjectId) -> Option<ObjectStatus> {
-        let failed = self
-            .failures
-            .get(id)
-            .map(|trouble| ObjectStatus::Failed(trouble.failure.clone()));
-        match id {
-            ObjectId::Workload(id) => {
-                let state = self.workloads.get(id)?;
-                if state.removal.is_some() {
-                    return Some(ObjectStatus::Removing);
-                }
-                let standing = state.detail().cloned().map(ObjectStatus::Programmed);
-                Some(failed.or(standing).unwrap_or(ObjectStatus::Pending))
-            }
-            ObjectId::Blackhole(prefix) => {
-                let told = self.blackholes.get(prefix)?;
-                let standing = told.then(|| ObjectStatus::Programmed(Detail::default()));
-                Some(failed.or(standing).unwrap_or(ObjectStatus::Pending))
-            }
-            ObjectId::Route(prefix) => {
-                let entry = self.table.get(prefix);
-                if entry.learned == NONE {
-                    return None;
-                }
-                if let Some(text) = self.unresolved_text(entry.learned) {
-                    return Some(ObjectStatus::Failed(Failure {
-                        kind: FailureKind::Unresolved,
-                        text,
-                        retry_in: None,
-                    }));
-                }
-                let standing = (entry.learned == entry.seen)
-                    .then(|| ObjectStatus::Programmed(Detail::default()));
-                Some(failed.or(standing).unwrap_or(ObjectStatus::Pending))
-            }
-        }
-    }
-}
-
-fn jitter(rng: &mut fastrand::Rng, interval: Duration) -> Duration {
-    interval.mul_f64(0.75 + rng.f64() / 2.0)
 }

@@ -69,6 +69,8 @@ pub(super) struct NextHops {
     pub(super) idle: BTreeSet<u32>,
     /// Objects that nobody wants any more.
     pub(super) retired: BTreeSet<u32>,
+    /// Being deleted by the batch that is under way.
+    pub(super) leaving: Vec<u32>,
     /// Sets of which routes wait for the object to exist.
     pub(super) held: HashSet<u32, Hash>,
     next_id: u32,
@@ -184,6 +186,7 @@ impl Reconciler {
         if let Some(kind) = kind {
             let fits = |id: &u32| {
                 !self.next_hops.owners.contains_key(id)
+                    && !self.next_hops.leaving.contains(id)
                     && self.seen_next_hops.get(id).is_some_and(|seen| {
                         seen.protocol == PROTOCOL_AGENTD_BGP && same_kind(&seen.kind, &kind)
                     })

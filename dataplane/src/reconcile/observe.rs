@@ -212,7 +212,10 @@ impl Reconciler {
             if self.table.remove_foreign(&prefix, gone) {
                 self.note_underlay_route(&prefix);
                 // Ours may stand there now.
-                self.queue(prefix);
+                if self.blackholes.contains_key(&prefix) || self.table.get(&prefix).learned != NONE
+                {
+                    self.queue(prefix);
+                }
                 if let Some(id) = self.host_routes.get(&prefix).cloned() {
                     self.read_again(&id, false);
                 }

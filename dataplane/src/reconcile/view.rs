@@ -4,9 +4,10 @@ use std::{net::IpAddr, time::Instant};
 
 use ipnet::IpNet;
 
+use super::{Reconciler, lifecycle::Stage, table::NONE};
 use crate::{
-    desired::{Detail, Failure, NextHopState},
-    kernel::Target,
+    desired::{Detail, Failure, FailureKind, NextHopState, ObjectId},
+    kernel::{PROTOCOL_AGENTD_BGP, Target},
 };
 
 /// Counters and the overall state.
@@ -107,4 +108,118 @@ pub struct NextHopView {
     pub id: Option<u32>,
     /// Sets of next hops of learned routes that contain it.
     pub users: usize,
+}
+
+impl Reconciler {
+    pub fn status(&self) -> Status {
+        let conflicts = self
+            .failures
+            .values()
+            .filter(|trouble| trouble.failure.kind == FailureKind::Conflict)
+            .map(|trouble| trouble.failure.text.clone())
+            .collect();
+        let moving = self
+            .workloads
+            .values()
+            .filter(|state| !matches!(state.stage, Stage::Idle | Stage::Backoff))
+            .count();
+        Status {
+            started: self.started,
+            objects: self.workloads.len() + self.blackholes.len() + self.learned,
+            workloads: self.workloads.len(),
+            blackholes: self.blackholes.len(),
+            learned_routes: self.learned,
+            learned_installed: self
+                .table
+                .iter()
+                .filter(|(_, entry)| entry.learned != NONE && entry.learned == entry.seen)
+                .count(),
+            next_hop_objects: self
+                .seen_next_hops
+                .values()
+                .filter(|object| object.protocol == PROTOCOL_AGENTD_BGP)
+                .count(),
+            pending: moving + self.adds.len() + self.deletes.len() + self.early.len(),
+            failing: self.failures.len() + self.object_failures.len(),
+            writes: self.writes,
+            write_errors: self.write_errors,
+            repairs: self.repairs,
+            swept: self.swept,
+            links_to_reap: self.reap.len(),
+            overruns: self.overruns,
+            conflicts,
+            last_audit: self.last_audit,
+            mtu: self.mtu,
+        }
+    }
+
+    /// Own routes as last read from the kernel, in order of prefix, those after `after`; with
+    /// `within`, only that prefix and what it covers.
+    pub fn routes(
+        &self,
+        within: Option<IpNet>,
+        after: Option<IpNet>,
+        limit: usize,
+    ) -> Vec<KernelRoute> {
+        // The smallest `limit` prefixes, in one pass over the table.
+        let mut page = std::collections::BinaryHeap::new();
+        for (prefix, entry) in self.table.iter() {
+            if entry.seen == NONE
+                || within.is_some_and(|within| !within.contains(&prefix))
+                || after.is_some_and(|after| prefix <= after)
+            {
+                continue;
+            }
+            if page.len() < limit {
+                page.push(prefix);
+            } else if page.peek().is_some_and(|last| prefix < *last) {
+                page.pop();
+                page.push(prefix);
+            }
+        }
+        page.into_sorted_vec()
+            .iter()
+            .filter_map(|prefix| self.own_route(prefix))
+            .map(|route| self.view_of(route))
+            .collect()
+    }
+
+    /// State of a wanted object; `None` when it is not wanted.
+    pub fn object(&self, id: &ObjectId) -> Option<ObjectStatus> {
+        let failed = self
+            .failures
+            .get(id)
+            .map(|trouble| ObjectStatus::Failed(trouble.failure.clone()));
+        match id {
+            ObjectId::Workload(id) => {
+                let state = self.workloads.get(id)?;
+                if state.removal.is_some() {
+                    return Some(ObjectStatus::Removing);
+                }
+                let standing = state.detail().cloned().map(ObjectStatus::Programmed);
+                Some(failed.or(standing).unwrap_or(ObjectStatus::Pending))
+            }
+            ObjectId::Blackhole(prefix) => {
+                let told = self.blackholes.get(prefix)?;
+                let standing = told.then(|| ObjectStatus::Programmed(Detail::default()));
+                Some(failed.or(standing).unwrap_or(ObjectStatus::Pending))
+            }
+            ObjectId::Route(prefix) => {
+                let entry = self.table.get(prefix);
+                if entry.learned == NONE {
+                    return None;
+                }
+                if let Some(text) = self.unresolved_text(entry.learned) {
+                    return Some(ObjectStatus::Failed(Failure {
+                        kind: FailureKind::Unresolved,
+                        text,
+                        retry_in: None,
+                    }));
+                }
+                let standing = (entry.learned == entry.seen)
+                    .then(|| ObjectStatus::Programmed(Detail::default()));
+                Some(failed.or(standing).unwrap_or(ObjectStatus::Pending))
+            }
+        }
+    }
 }

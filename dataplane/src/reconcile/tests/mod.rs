@@ -15,7 +15,7 @@ use ipnet::IpNet;
 
 use super::*;
 use crate::{
-    desired::{LearnedRoute, Workload},
+    desired::{FailureKind, LearnedRoute, Workload},
     fake::{FakeKernel, netns, plain_link},
     kernel::{Gateway, Route, Target},
 };

@@ -1,0 +1,382 @@
+//! Routes and nexthop objects: which operation makes each be as wanted, and when it counts as done.
+
+use std::{net::IpAddr, sync::Arc};
+
+use hashbrown::HashMap;
+use ipnet::IpNet;
+
+use super::{
+    Reconciler,
+    lifecycle::Stage,
+    plan::{Batch, ROUTES_PER_BATCH, Tag},
+    table::{BLACKHOLE, Code, Hash, LINK, NONE, OTHER, QUEUED, SPOILT, route_of},
+    values::single,
+};
+use crate::{
+    desired::{Detail, Event, FailureKind, ObjectId, Source},
+    kernel::{NextHopKind, Op, PROTOCOL_AGENTD_BGP, Place, Route},
+};
+
+/// What should stand at a prefix.
+enum Wanted {
+    Nothing,
+    /// The workload's own business.
+    Workload(Arc<str>),
+    Code(Code),
+}
+
+impl Reconciler {
+    fn wanted(&self, prefix: &IpNet, learned: Code) -> Wanted {
+        if let Some(id) = self.host_routes.get(prefix) {
+            return Wanted::Workload(id.clone());
+        }
+        if self.blackholes.contains_key(prefix) {
+            return Wanted::Code(BLACKHOLE);
+        }
+        match learned {
+            NONE => Wanted::Nothing,
+            id => Wanted::Code(id),
+        }
+    }
+
+    pub(super) fn plan_objects(&mut self, batch: &mut Batch) {
+        let mut gateways = Vec::new();
+        let mut groups = Vec::new();
+        let mut gone = Vec::new();
+        for id in std::mem::take(&mut self.next_hops.dirty) {
+            if self.object_matches(id) {
+                continue;
+            }
+            match self.wanted_kind(id) {
+                Some(kind @ NextHopKind::Group(_)) => groups.push((id, kind)),
+                Some(kind) => gateways.push((id, kind)),
+                // Its routes may be about to get another one: make before break.
+                None if self.is_wanted_object(id) && !self.adds.is_empty() => {
+                    self.next_hops.dirty.insert(id);
+                }
+                None if self.is_wanted_object(id) => gone.push(id),
+                None => {}
+            }
+        }
+        for (id, kind) in gateways {
+            self.push_object(id, kind, batch);
+        }
+        for (id, kind) in groups {
+            // What is deleted in the same batch leaves its groups by itself.
+            let left: Vec<(u32, u16)> = match self.seen_next_hops.get(&id).map(|o| &o.kind) {
+                Some(NextHopKind::Group(seen)) => seen
+                    .iter()
+                    .filter(|(member, _)| !gone.contains(member))
+                    .copied()
+                    .collect(),
+                _ => Vec::new(),
+            };
+            if NextHopKind::Group(left) != kind {
+                self.push_object(id, kind, batch);
+            }
+        }
+        for id in gone {
+            let op = Op::DeleteNextHop { id };
+            batch.rest.push((op, Tag::DeleteNextHop(id)));
+        }
+    }
+
+    /// Of these objects, those to which routes point that are to point elsewhere but cannot yet,
+    /// because that fails at the moment: make before break.
+    fn objects_still_needed(&self, ids: &[u32]) -> Vec<u32> {
+        if ids.is_empty() || (self.next_hops.held.is_empty() && self.failures.is_empty()) {
+            return Vec::new();
+        }
+        let mut needed: Vec<u32> = self
+            .table
+            .iter()
+            .map(|(_, entry)| entry)
+            .filter(|entry| {
+                ids.contains(&entry.seen)
+                    && entry.learned != NONE
+                    && entry.learned != entry.seen
+                    && self.wanted_kind(entry.learned).is_some()
+            })
+            .map(|entry| entry.seen)
+            .collect();
+        needed.sort_unstable();
+        needed.dedup();
+        // A group without members is gone as well.
+        for at in 0..needed.len() {
+            if let Some(NextHopKind::Group(members)) = self
+                .seen_next_hops
+                .get(&needed[at])
+                .map(|object| &object.kind)
+            {
+                let members = members.iter().map(|(member, _)| *member);
+                needed.extend(members.filter(|member| ids.contains(member)));
+            }
+        }
+        needed
+    }
+
+    fn push_object(&self, id: u32, kind: NextHopKind, batch: &mut Batch) {
+        let object = self.object_of(id, kind);
+        let tag = Tag::NextHop(Box::new(object.clone()));
+        batch.rest.push((Op::ReplaceNextHop(object), tag));
+    }
+
+    pub(super) fn plan_routes(&mut self, batch: &mut Batch) {
+        let in_batch: Vec<u32> = batch
+            .rest
+            .iter()
+            .filter_map(|(_, tag)| match tag {
+                Tag::NextHop(object) => Some(object.id),
+                _ => None,
+            })
+            .collect();
+        while batch.rest.len() < ROUTES_PER_BATCH {
+            let Some(prefix) = self.adds.pop_front() else {
+                break;
+            };
+            self.plan_route(prefix, &in_batch, batch);
+        }
+        if !self.adds.is_empty() {
+            return;
+        }
+        if self.adds.capacity() > 4 * ROUTES_PER_BATCH {
+            self.adds.shrink_to(ROUTES_PER_BATCH);
+        }
+        // Make before break: replacements are done before anything is deleted.
+        if batch
+            .rest
+            .iter()
+            .any(|(_, tag)| matches!(tag, Tag::Route(..)))
+        {
+            return;
+        }
+        self.plan_deletes(batch);
+    }
+
+    fn plan_route(&mut self, prefix: IpNet, in_batch: &[u32], batch: &mut Batch) {
+        let entry = self.table.update(&prefix, |entry| entry.flags &= !QUEUED);
+        match self.wanted(&prefix, entry.learned) {
+            Wanted::Workload(id) => {
+                // One that is on its way, or that failed, looks at its routes by itself.
+                let wrong = self.workloads.get(&id).is_some_and(|state| {
+                    matches!(state.stage, Stage::Idle) && entry.seen != LINK | state.index
+                });
+                if wrong {
+                    self.read_again(&id, entry.flags & SPOILT != 0);
+                }
+                self.table.update(&prefix, |entry| entry.flags &= !SPOILT);
+            }
+            Wanted::Nothing => {
+                self.table.update(&prefix, |entry| entry.flags &= !SPOILT);
+                if entry.seen != NONE && self.is_synced(self.source_of(&prefix, entry.seen)) {
+                    self.deletes.push(prefix);
+                }
+            }
+            Wanted::Code(code) if entry.seen == code => self.settle(prefix),
+            Wanted::Code(code) => {
+                if code != BLACKHOLE && !self.object_stands(code) && !in_batch.contains(&code) {
+                    self.next_hops.held.insert(code);
+                    return;
+                }
+                match self.route_op(prefix, code) {
+                    Some(op) => batch.rest.push((op, Tag::Route(prefix, code))),
+                    None => self.conflict(prefix),
+                }
+            }
+        }
+    }
+
+    pub(super) fn route_object(&self, prefix: IpNet) -> ObjectId {
+        if self.blackholes.contains_key(&prefix) || self.removing.contains(&prefix) {
+            ObjectId::Blackhole(prefix)
+        } else {
+            ObjectId::Route(prefix)
+        }
+    }
+
+    fn conflict(&mut self, prefix: IpNet) {
+        let Some(foreign) = self.table.foreign_on_key(&prefix) else {
+            return;
+        };
+        let text = format!(
+            "route {prefix}: a route of protocol {} stands there",
+            foreign.protocol
+        );
+        let object = self.route_object(prefix);
+        self.fail(object, FailureKind::Conflict, text);
+    }
+
+    fn plan_deletes(&mut self, batch: &mut Batch) {
+        let idle: Vec<u32> = self.next_hops.idle.iter().copied().collect();
+        for id in idle {
+            self.drop_set(id);
+        }
+        let mut retired: Vec<u32> = std::mem::take(&mut self.next_hops.retired)
+            .into_iter()
+            .filter(|id| self.object_stands(*id) && !self.is_wanted_object(*id))
+            .collect();
+        let needed = self.objects_still_needed(&retired);
+        retired.retain(|id| !needed.contains(id));
+        self.next_hops.retired.extend(needed);
+        // Groups before their members: an emptied group would take its routes along silently.
+        let is_group = |id: &u32| {
+            matches!(
+                self.seen_next_hops.get(id).map(|object| &object.kind),
+                Some(NextHopKind::Group(_))
+            )
+        };
+        retired.sort_by_key(|id| !is_group(id));
+        self.next_hops.leaving.extend(&retired);
+        for id in &retired {
+            let op = Op::DeleteNextHop { id: *id };
+            batch.rest.push((op, Tag::DeleteNextHop(*id)));
+        }
+        while batch.rest.len() < ROUTES_PER_BATCH && !self.deletes.is_empty() {
+            // Shuffled: the kernel deletes in order of address three times slower.
+            let at = self.rng.usize(..self.deletes.len());
+            let prefix = self.deletes.swap_remove(at);
+            let entry = self.table.get(&prefix);
+            let unwanted = matches!(self.wanted(&prefix, entry.learned), Wanted::Nothing);
+            if !unwanted {
+                self.queue(prefix);
+            } else if entry.seen == NONE {
+                self.settle_gone(prefix);
+            } else if !retired.contains(&entry.seen)
+                && let Some(route) = self.own_route(&prefix)
+            {
+                let place = Place::Host;
+                let op = Op::DeleteRoute { place, route };
+                batch.rest.push((op, Tag::Delete(prefix)));
+            }
+        }
+        if self.deletes.is_empty() && self.deletes.capacity() > 4 * ROUTES_PER_BATCH {
+            self.deletes = Vec::new();
+        }
+        for ((prefix, metric), route) in &self.table.odd {
+            let source = match route.protocol {
+                PROTOCOL_AGENTD_BGP => Source::Bgp,
+                _ => Source::Workload,
+            };
+            if self.is_synced(source) && batch.rest.len() < ROUTES_PER_BATCH {
+                let op = Op::DeleteRoute {
+                    place: Place::Host,
+                    route: route.clone(),
+                };
+                let tag = Tag::DeleteOdd(*prefix, *metric);
+                batch.rest.push((op, tag));
+            }
+        }
+    }
+
+    /// The operation that makes a route be as wanted; `None` when it is so already or a foreign
+    /// route is in the way.
+    pub(super) fn route_op(&self, prefix: IpNet, code: Code) -> Option<Op> {
+        let seen = self.table.get(&prefix).seen;
+        let place = Place::Host;
+        let route = route_of(prefix, code);
+        if seen == code || self.table.foreign_on_key(&prefix).is_some() {
+            None
+        } else if seen != NONE {
+            Some(Op::ReplaceRoute { place, route })
+        } else {
+            Some(Op::AddRoute { place, route })
+        }
+    }
+
+    /// Puts a prefix into the queue of what may have to be written.
+    pub(super) fn queue(&mut self, prefix: IpNet) {
+        let mut fresh = false;
+        self.table.update(&prefix, |entry| {
+            fresh = entry.flags & QUEUED == 0;
+            entry.flags |= QUEUED;
+        });
+        if fresh {
+            self.adds.push_back(prefix);
+        }
+    }
+
+    pub(super) fn source_of(&self, prefix: &IpNet, code: Code) -> Source {
+        match code {
+            BLACKHOLE => Source::Block,
+            code if code & LINK != 0 => Source::Workload,
+            OTHER => match self.table.other.get(prefix).map(|route| route.protocol) {
+                Some(PROTOCOL_AGENTD_BGP) => Source::Bgp,
+                _ => Source::Workload,
+            },
+            _ => Source::Bgp,
+        }
+    }
+
+    /// A route stands as wanted.
+    pub(super) fn settle(&mut self, prefix: IpNet) {
+        let entry = self.table.get(&prefix);
+        let object = self.route_object(prefix);
+        let failed = !self.failures.is_empty() && self.failures.remove(&object).is_some();
+        if entry.flags & SPOILT != 0 {
+            self.table.update(&prefix, |entry| entry.flags &= !SPOILT);
+            self.repairs += 1;
+            self.events.push_back(Event::Repaired {
+                id: object.clone(),
+                what: format!("route {prefix}"),
+            });
+        }
+        let told = match self.blackholes.get_mut(&prefix) {
+            Some(told) => std::mem::replace(told, true),
+            None => !failed,
+        };
+        if !told || failed {
+            let detail = Detail::default();
+            self.events
+                .push_back(Event::Programmed { id: object, detail });
+        }
+    }
+
+    /// Nothing of ours stands at a prefix at which nothing is wanted.
+    pub(super) fn settle_gone(&mut self, prefix: IpNet) {
+        if self.removing.remove(&prefix) {
+            let id = ObjectId::Blackhole(prefix);
+            self.failures.remove(&id);
+            self.events.push_back(Event::Removed { id });
+        } else if !self.failures.is_empty() {
+            self.failures.remove(&ObjectId::Route(prefix));
+        }
+    }
+
+    pub(super) fn absorb_routes(&mut self, prefixes: &[IpNet], routes: Vec<Route>) {
+        let mut by_prefix: HashMap<IpNet, Vec<Route>, Hash> = HashMap::default();
+        for route in routes {
+            by_prefix.entry(route.prefix).or_default().push(route);
+        }
+        for prefix in prefixes {
+            let found = by_prefix.remove(prefix).unwrap_or_default();
+            let before = self.table.get(prefix).seen;
+            self.table.set_seen(prefix, NONE);
+            if found.is_empty() && self.table.remove_foreign(prefix, |_| true) {
+                self.note_underlay_route(prefix);
+            }
+            for route in found {
+                self.see_route(route);
+            }
+            let entry = self.table.get(prefix);
+            if before != NONE && entry.seen != before && self.is_wanted(prefix, before) {
+                self.table.update(prefix, |entry| entry.flags |= SPOILT);
+            }
+            self.queue(*prefix);
+        }
+    }
+
+    pub(super) fn is_wanted(&self, prefix: &IpNet, code: Code) -> bool {
+        match self.wanted(prefix, self.table.get(prefix).learned) {
+            Wanted::Nothing => false,
+            Wanted::Code(wanted) => wanted == code,
+            Wanted::Workload(id) => self
+                .workloads
+                .get(&id)
+                .is_some_and(|state| LINK | state.index == code),
+        }
+    }
+
+    pub(super) fn is_address_of_ours(&self, address: IpAddr) -> bool {
+        self.host_routes.contains_key(&single(address))
+    }
+}
