@@ -5,19 +5,24 @@
 //!     --as 64512 --id 192.0.2.1 --peer 192.0.2.2 --peer-as 64513 \
 //!     [--listen 0.0.0.0:179] [--local 192.0.2.1] [--next-hop6 2001:db8::1] [--password KEY] \
 //!     [--passive] [--port 179] [--hold SECONDS] [--multihop N] [--ttl-security N] \
-//!     [PREFIX ...]
+//!     [--restarting] [--count N] [PREFIX ...]
 //! ```
 //!
-//! Every next hop counts as reachable. It ends on SIGINT (closing the sessions) and on SIGTERM.
+//! `--count` announces so many /32 of 10.0.0.0/8 besides. Every next hop counts as reachable. It ends on SIGINT (closing the sessions) and on SIGTERM.
 
-use std::{error::Error, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    error::Error,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bgp::{
     driver::{Update, spawn},
     policy::Policy,
     rib::NextHopState,
     speaker::{
-        config::{Password, PeerConfig, SpeakerConfig},
+        config::{Password, PeerConfig, Restarting, SpeakerConfig},
         status::PeerStatus,
     },
     types::{Asn, Family},
@@ -35,6 +40,7 @@ fn arguments() -> Result<Arguments, Box<dyn Error>> {
     peer.import = Arc::new(Policy::all());
     peer.export = Arc::new(Policy::all());
     let mut prefixes = Vec::new();
+    let mut count = 0u32;
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || {
@@ -61,10 +67,20 @@ fn arguments() -> Result<Arguments, Box<dyn Error>> {
             "--hold" => peer.timers.hold_time = Duration::from_secs(value()?.parse()?),
             "--multihop" => peer.multihop = Some(value()?.parse()?),
             "--ttl-security" => peer.ttl_security = Some(value()?.parse()?),
+            "--restarting" => {
+                config.restarting = Some(Restarting {
+                    forwarding_preserved: [true; 2],
+                });
+            }
+            "--count" => count = value()?.parse()?,
             "--passive" => peer.passive = true,
             prefix => prefixes.push(prefix.parse()?),
         }
     }
+    prefixes.extend((0..count).map(|n| {
+        let address = Ipv4Addr::from((10 << 24) + n);
+        IpNet::from(IpAddr::from(address))
+    }));
     config.seed = u64::from(std::process::id());
     config.peers.push(peer);
     Ok(Arguments { config, prefixes })
@@ -76,6 +92,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let (handle, mut updates, task) = spawn(config)?;
     handle.originate(prefixes).await;
     handle.originations_synced().await;
+    let start = Instant::now();
     let mut routes = 0usize;
     loop {
         tokio::select! {
@@ -88,7 +105,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
                             change.next_hops.iter().map(|hop| hop.address.to_string()).collect();
                         println!("route {} via [{}]", change.prefix, next_hops.join(", "));
                     }
-                    println!("{routes} route changes");
+                    println!("{routes} route changes after {:?}", start.elapsed());
                 }
                 Some(Update::WatchNextHops { add, .. }) => {
                     let reachable = NextHopState::Reachable { metric: 0 };

@@ -4,6 +4,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::{Instant, SystemTime},
 };
 
@@ -64,6 +65,7 @@ pub enum Update {
 #[derive(Clone, Debug)]
 pub struct Handle {
     pub(super) commands: mpsc::Sender<Command>,
+    pub(super) listening: Arc<[SocketAddr]>,
 }
 
 /// What a [`Handle`] asks.
@@ -95,6 +97,11 @@ pub enum Admin {
 }
 
 impl Handle {
+    /// Where connections are accepted; with the port that the kernel chose where 0 was asked for.
+    pub fn listening(&self) -> &[SocketAddr] {
+        &self.listening
+    }
+
     /// Adds prefixes to what this speaker originates. Idempotent.
     pub async fn originate(&self, prefixes: Vec<IpNet>) {
         self.send(Command::Originate(prefixes)).await;

@@ -39,11 +39,19 @@ pub fn spawn(config: SpeakerConfig) -> Result<(Handle, Updates, JoinHandle<()>),
             source,
         })?;
     }
+    let listening = listeners
+        .iter()
+        .filter_map(|listener| listener.local_addr().ok())
+        .collect();
     let local_asn = config.asn;
     let speaker = Speaker::new(Instant::now(), config)?;
     let (commands, inbox) = mpsc::channel(api::COMMAND_QUEUE);
     let (outbox, updates) = mpsc::channel(UPDATE_QUEUE);
     let task = SpeakerTask::new(speaker, local_asn, listeners, inbox, outbox);
     let task = tokio::spawn(task.run());
-    Ok((Handle { commands }, Updates { updates }, task))
+    let handle = Handle {
+        commands,
+        listening,
+    };
+    Ok((handle, Updates { updates }, task))
 }
