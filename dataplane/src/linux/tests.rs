@@ -95,17 +95,18 @@ fn framed(kind: u16, payload: &[u8]) -> Vec<u8> {
 }
 
 fn header(prefix: &IpNet, scope: RouteScope, kind: RouteType) -> RouteHeader {
-    let mut header = RouteHeader::default();
-    header.address_family = match prefix {
-        IpNet::V4(_) => AddressFamily::Inet,
-        IpNet::V6(_) => AddressFamily::Inet6,
-    };
-    header.destination_prefix_length = prefix.prefix_len();
-    header.table = 254;
-    header.protocol = RouteProtocol::from(71);
-    header.scope = scope;
-    header.kind = kind;
-    header
+    RouteHeader {
+        address_family: match prefix {
+            IpNet::V4(_) => AddressFamily::Inet,
+            IpNet::V6(_) => AddressFamily::Inet6,
+        },
+        destination_prefix_length: prefix.prefix_len(),
+        table: 254,
+        protocol: RouteProtocol::from(71),
+        scope,
+        kind,
+        ..RouteHeader::default()
+    }
 }
 
 fn destination(prefix: &IpNet) -> RouteAttribute {
