@@ -13,7 +13,8 @@ use nix::{
     fcntl::{Flock, FlockArg},
 };
 use redb::{
-    Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
+    AccessGuard, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError,
+    TableDefinition,
 };
 
 use super::{
@@ -46,8 +47,25 @@ pub(super) struct Files {
     database: Option<Database>,
     /// Of the last batch that is known to be stored. Tells after a failure whether it was.
     sequence: u64,
+    /// A batch that was reported as failed while nobody could tell.
+    doubtful: Option<Doubtful>,
     /// Held to the end.
     _lock: Flock<File>,
+}
+
+/// A batch that may be on disk, and what takes it back.
+#[derive(Debug)]
+pub(super) struct Doubtful {
+    sequence: u64,
+    undo: Vec<Undo>,
+}
+
+/// A row as it was before.
+#[derive(Debug)]
+enum Undo {
+    Workload(String, Option<Vec<u8>>),
+    Block(Vec<u8>, Option<Vec<u8>>),
+    Cooling(Vec<u8>, Option<Vec<u8>>),
 }
 
 /// Anything redb complains about while reading or writing.
@@ -78,6 +96,7 @@ impl Files {
             file,
             database: Some(database),
             sequence,
+            doubtful: None,
             _lock: lock,
         };
         Ok((files, recovered))
@@ -90,10 +109,11 @@ impl Files {
     ) -> Result<(), PersistError> {
         let database = match self.database.take() {
             Some(database) => database,
-            None => self.reopen()?.0,
+            None => self.reopen()?,
         };
         let sequence = self.sequence + 1;
-        let error = match write(&database, sequence, records) {
+        let mut undo = Vec::new();
+        let error = match write(&database, sequence, records, &mut undo) {
             Ok(()) => {
                 self.database = Some(database);
                 self.sequence = sequence;
@@ -101,25 +121,17 @@ impl Files {
             }
             Err(error) => self.persist_error(&error),
         };
-        // After an error redb takes no more: it must be opened again, which also tells whether the
-        // batch reached the disk in spite of the error.
+        // After an error redb takes no more: it must be opened again. That also tells whether the
+        // batch reached the disk in spite of the error; it must not, because it is reported as
+        // failed. Where that does not work now, it is made good with the next batch.
         drop(database);
-        let (database, stored) = self.reopen()?;
-        self.database = Some(database);
-        self.sequence = stored;
-        if stored == sequence {
-            Ok(())
-        } else {
-            Err(error)
-        }
+        self.doubtful = Some(Doubtful { sequence, undo });
+        self.database = self.reopen().ok();
+        Err(error)
     }
 
-    /// The database, and the number of the last batch in it.
-    fn reopen(&self) -> Result<(Database, u64), PersistError> {
-        let failed = |text: String| PersistError::Failed {
-            file: self.file.clone(),
-            text,
-        };
+    /// The database without any batch that was reported as failed.
+    fn reopen(&mut self) -> Result<Database, PersistError> {
         let database = match open(&self.file, false) {
             Ok(database) => database,
             Err(StoreError::Io { source, .. }) if is_disk_full(&source) => {
@@ -127,11 +139,45 @@ impl Files {
                     file: self.file.clone(),
                 });
             }
-            Err(error) => return Err(failed(error.to_string())),
+            Err(error) => {
+                return Err(PersistError::Failed {
+                    file: self.file.clone(),
+                    text: error.to_string(),
+                });
+            }
         };
-        let sequence =
+        let stored =
             read_meta(&database, "sequence").map_err(|error| self.persist_error(&error))?;
-        Ok((database, sequence.unwrap_or(0)))
+        self.sequence = stored.unwrap_or(0);
+        if let Some(doubtful) = &self.doubtful
+            && doubtful.sequence == self.sequence
+        {
+            take_back(&database, doubtful).map_err(|error| self.persist_error(&error))?;
+            self.sequence += 1;
+        }
+        self.doubtful = None;
+        Ok(database)
+    }
+
+    /// As if the last batch, which took back with `undo`, had been reported as failed.
+    #[cfg(test)]
+    pub(super) fn doubt_last(&mut self, undo: Doubtful) {
+        self.database = None;
+        self.sequence = undo.sequence - 1;
+        self.doubtful = Some(undo);
+    }
+
+    /// As [`write`](Self::write), and what would take the batch back.
+    #[cfg(test)]
+    pub(super) fn write_with_undo(&mut self, records: &[Record]) -> Doubtful {
+        let database = self.database.as_ref().expect("it is open");
+        let mut undo = Vec::new();
+        self.sequence += 1;
+        write(database, self.sequence, records.iter(), &mut undo).expect("room on the disk");
+        Doubtful {
+            sequence: self.sequence,
+            undo,
+        }
     }
 
     fn persist_error(&self, error: &Failure) -> PersistError {
@@ -395,11 +441,12 @@ fn read(file: &Path, database: &Database) -> Result<(Recovered, u64), StoreError
     Ok((recovered, sequence))
 }
 
-/// One transaction, on disk when this returns.
+/// One transaction, on disk when this returns. `undo` gets the rows as they were.
 fn write<'r>(
     database: &Database,
     sequence: u64,
     records: impl Iterator<Item = &'r Record>,
+    undo: &mut Vec<Undo>,
 ) -> Result<(), Failure> {
     let transaction = database.begin_write()?;
     {
@@ -412,31 +459,80 @@ fn write<'r>(
             match record {
                 Record::PutWorkload(record) => {
                     let value = codec::encode_workload(record);
-                    workloads.insert(record.id.as_str(), value.as_slice())?;
+                    let old = workloads.insert(record.id.as_str(), value.as_slice())?;
+                    undo.push(Undo::Workload(record.id.to_string(), bytes(old)));
                 }
                 Record::DeleteWorkload(id) => {
-                    workloads.remove(id.as_str())?;
+                    let old = workloads.remove(id.as_str())?;
+                    undo.push(Undo::Workload(id.to_string(), bytes(old)));
                 }
                 Record::PutBlock(record) => {
+                    let key = codec::block_key(record.cidr);
                     let value = codec::encode_block(record);
-                    blocks.insert(codec::block_key(record.cidr).as_slice(), value.as_slice())?;
+                    let old = bytes(blocks.insert(key.as_slice(), value.as_slice())?);
+                    undo.push(Undo::Block(key, old));
                 }
                 Record::DeleteBlock(cidr) => {
-                    blocks.remove(codec::block_key(*cidr).as_slice())?;
+                    let key = codec::block_key(*cidr);
+                    let old = bytes(blocks.remove(key.as_slice())?);
+                    undo.push(Undo::Block(key, old));
                 }
                 Record::PutCooling(record) => {
-                    let value = codec::encode_cooling(record);
                     let key = codec::address_key(record.address);
-                    cooling.insert(key.as_slice(), value.as_slice())?;
+                    let value = codec::encode_cooling(record);
+                    let old = bytes(cooling.insert(key.as_slice(), value.as_slice())?);
+                    undo.push(Undo::Cooling(key, old));
                 }
                 Record::DeleteCooling(address) => {
-                    cooling.remove(codec::address_key(*address).as_slice())?;
+                    let key = codec::address_key(*address);
+                    let old = bytes(cooling.remove(key.as_slice())?);
+                    undo.push(Undo::Cooling(key, old));
                 }
                 Record::Generation(generation) => {
                     let stored = meta.get("generation")?.map_or(0, |value| value.value());
                     if *generation > stored {
                         meta.insert("generation", generation)?;
                     }
+                }
+            }
+        }
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+fn bytes(value: Option<AccessGuard<'_, &'static [u8]>>) -> Option<Vec<u8>> {
+    value.map(|value| value.value().to_vec())
+}
+
+/// Restores the rows a batch changed, last change first. The generation stays: it only ever grows.
+fn take_back(database: &Database, batch: &Doubtful) -> Result<(), Failure> {
+    let transaction = database.begin_write()?;
+    {
+        let mut meta = transaction.open_table(META)?;
+        let mut workloads = transaction.open_table(WORKLOADS)?;
+        let mut blocks = transaction.open_table(BLOCKS)?;
+        let mut cooling = transaction.open_table(COOLING)?;
+        meta.insert("sequence", batch.sequence + 1)?;
+        for row in batch.undo.iter().rev() {
+            match row {
+                Undo::Workload(key, Some(old)) => {
+                    workloads.insert(key.as_str(), old.as_slice())?;
+                }
+                Undo::Workload(key, None) => {
+                    workloads.remove(key.as_str())?;
+                }
+                Undo::Block(key, Some(old)) => {
+                    blocks.insert(key.as_slice(), old.as_slice())?;
+                }
+                Undo::Block(key, None) => {
+                    blocks.remove(key.as_slice())?;
+                }
+                Undo::Cooling(key, Some(old)) => {
+                    cooling.insert(key.as_slice(), old.as_slice())?;
+                }
+                Undo::Cooling(key, None) => {
+                    cooling.remove(key.as_slice())?;
                 }
             }
         }

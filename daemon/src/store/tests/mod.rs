@@ -334,3 +334,32 @@ fn a_database_that_was_not_finished_is_made_anew() {
     assert_eq!(recovered, Recovered::default());
     assert!(!directory.path().join("state.redb.new").exists());
 }
+
+#[test]
+fn a_batch_that_was_reported_as_failed_but_reached_the_disk_is_taken_back() {
+    let (directory, before) = filled();
+    let (mut files, _) = file::Files::open(directory.path()).unwrap();
+    let undo = files.write_with_undo(&[
+        Record::Generation(99),
+        Record::PutWorkload(workload("w1", 90)),
+        Record::PutWorkload(workload("w1", 91)),
+        Record::PutWorkload(workload("new", 92)),
+        Record::DeleteWorkload(WorkloadId::new("w2").unwrap()),
+        Record::DeleteBlock(before.blocks[0].cidr),
+        Record::PutBlock(block("10.99.0.0/26")),
+        Record::PutCooling(cooling("10.1.1.1")),
+        Record::DeleteCooling("10.1.1.1".parse().unwrap()),
+    ]);
+    files.doubt_last(undo);
+    files
+        .write([Record::PutBlock(block("10.98.0.0/26"))].iter())
+        .unwrap();
+    drop(files);
+    let (_store, _, mut recovered) = Store::open(directory.path()).unwrap();
+    assert_eq!(recovered.generation, 99);
+    recovered.generation = before.generation;
+    recovered
+        .blocks
+        .retain(|record| record.cidr != block("10.98.0.0/26").cidr);
+    assert_eq!(recovered, before);
+}
