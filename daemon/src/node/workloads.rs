@@ -249,6 +249,7 @@ impl Node {
                     self.publish(&id);
                 }
             }
+            Phase::Releasing { .. } => workload.failure = Some(failure),
             _ => {}
         }
     }

@@ -1,0 +1,582 @@
+//! A node with fakes for the store, the kernel, the speaker and the callers around it. The test
+//! chooses what is answered next, and how; the world checks after each step what must hold always.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant, UNIX_EPOCH},
+};
+
+use dataplane::desired::{Detail, Event, Failure, FailureKind, Netns, Object, ObjectId, Source};
+use ipnet::IpNet;
+
+use crate::{
+    config,
+    ipam::Now,
+    node::{
+        Caller, Error, Node, Output, Reply, Token, WaitFor, WorkloadId, WorkloadSpec,
+        handle::Added,
+        spec::{FixedAddresses, InterfaceName, Labels, NamespaceName},
+        view::{WatchChange, WorkloadState},
+    },
+    store::record::{Record, Recovered, WorkloadRecord},
+};
+
+pub(super) fn id(name: &str) -> WorkloadId {
+    WorkloadId::new(name).expect("a valid id")
+}
+
+pub(super) fn net(text: &str) -> IpNet {
+    text.parse().expect("a valid prefix")
+}
+
+pub(super) fn spec() -> WorkloadSpec {
+    WorkloadSpec {
+        namespace: NamespaceName::path("/run/netns/a").expect("a valid path"),
+        netns: Netns {
+            path: "/run/netns/a".into(),
+            device: 4,
+            inode: 4026531840,
+        },
+        interface: InterfaceName::default(),
+        pool: None,
+        addresses: FixedAddresses::default(),
+        mtu: None,
+        labels: Labels::default(),
+    }
+}
+
+pub(super) fn fixed(address: &str) -> WorkloadSpec {
+    let addresses = vec![address.parse::<IpAddr>().expect("a valid address")];
+    WorkloadSpec {
+        addresses: FixedAddresses::new(addresses).expect("one address"),
+        ..spec()
+    }
+}
+
+fn pools() -> Vec<config::Pool> {
+    let pool = |name: &str, cidr, block_size, claim| config::Pool {
+        name: name.to_owned(),
+        cidr: net(cidr),
+        block_size,
+        disabled: false,
+        reserved: Vec::new(),
+        claim: vec![net(claim)],
+    };
+    vec![
+        pool("four", "10.0.0.0/24", 30, "10.0.0.0/28"),
+        pool("six", "fd00::/112", 126, "fd00::/124"),
+    ]
+}
+
+const SETTINGS: config::Ipam = config::Ipam {
+    cooldown: Duration::from_secs(2),
+    claim_ahead: 75,
+    release_empty_after: Duration::from_secs(20),
+};
+
+/// What the fake store has on disk.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Disk {
+    pub(super) workloads: BTreeMap<WorkloadId, WorkloadRecord>,
+    pub(super) blocks: BTreeMap<IpNet, crate::store::record::BlockRecord>,
+    cooling: BTreeMap<IpAddr, crate::store::record::CoolingRecord>,
+    generation: u64,
+}
+
+impl Disk {
+    fn apply(&mut self, records: &[Record]) {
+        for record in records.iter().cloned() {
+            match record {
+                Record::PutWorkload(record) => {
+                    self.workloads.insert(record.id.clone(), record);
+                }
+                Record::DeleteWorkload(id) => {
+                    self.workloads.remove(&id);
+                }
+                Record::PutBlock(record) => {
+                    self.blocks.insert(record.cidr, record);
+                }
+                Record::DeleteBlock(cidr) => {
+                    self.blocks.remove(&cidr);
+                }
+                Record::PutCooling(record) => {
+                    self.cooling.insert(record.address, record);
+                }
+                Record::DeleteCooling(address) => {
+                    self.cooling.remove(&address);
+                }
+                Record::Generation(generation) => {
+                    self.generation = self.generation.max(generation);
+                }
+            }
+        }
+    }
+
+    fn recovered(&self) -> Recovered {
+        Recovered {
+            workloads: self.workloads.values().cloned().collect(),
+            blocks: self.blocks.values().cloned().collect(),
+            cooling: self.cooling.values().cloned().collect(),
+            generation: self.generation,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum KernelWork {
+    Set(ObjectId),
+    Remove(ObjectId),
+    Synced(Source),
+}
+
+#[derive(Clone, Debug)]
+enum SpeakerWork {
+    Originate(IpNet),
+    Withdraw(IpNet),
+}
+
+/// What a caller asked for.
+#[derive(Clone, Debug)]
+pub(super) enum Asked {
+    Add(WorkloadId),
+    Delete(WorkloadId),
+}
+
+pub(super) struct World {
+    pub(super) node: Node,
+    now: Now,
+    pub(super) disk: Disk,
+    store: VecDeque<(Token, Vec<Record>)>,
+    desired: BTreeMap<ObjectId, Object>,
+    kernel_work: Vec<KernelWork>,
+    /// Objects that stand in the kernel.
+    pub(super) kernel: BTreeMap<ObjectId, Option<Object>>,
+    speaker_work: VecDeque<SpeakerWork>,
+    pub(super) originated: BTreeSet<IpNet>,
+    pub(super) originations_synced: bool,
+    next_caller: u64,
+    open: BTreeMap<Caller, Asked>,
+    /// Answers in their order.
+    pub(super) answers: Vec<(Caller, Reply)>,
+    /// Adds that were acknowledged, without those that somebody asked to delete since.
+    pub(super) acknowledged: BTreeMap<WorkloadId, Added>,
+    /// What watchers know.
+    pub(super) watched: BTreeMap<WorkloadId, u64>,
+    cursor: u64,
+}
+
+impl World {
+    /// A node without history, as far as it comes by itself.
+    pub(super) fn new() -> Self {
+        let mut world = Self::start(
+            Now {
+                instant: Instant::now(),
+                wall: UNIX_EPOCH + Duration::from_secs(1_700_000_000),
+            },
+            Disk::default(),
+            BTreeMap::new(),
+        );
+        world.settle();
+        world
+    }
+
+    fn start(now: Now, disk: Disk, kernel: BTreeMap<ObjectId, Option<Object>>) -> Self {
+        let (mut node, notices) = Node::recover(now, &pools(), &SETTINGS, disk.recovered());
+        assert!(notices.is_empty(), "{notices:?}");
+        node.handle_dataplane(now, Event::Started);
+        let watched = node
+            .published()
+            .into_iter()
+            .map(|view| (view.id, view.generation))
+            .collect();
+        let mut world = Self {
+            node,
+            now,
+            disk,
+            store: VecDeque::new(),
+            desired: BTreeMap::new(),
+            kernel_work: Vec::new(),
+            kernel,
+            speaker_work: VecDeque::new(),
+            originated: BTreeSet::new(),
+            originations_synced: false,
+            next_caller: 0,
+            open: BTreeMap::new(),
+            answers: Vec::new(),
+            acknowledged: BTreeMap::new(),
+            watched,
+            cursor: 0,
+        };
+        world.drain();
+        world
+    }
+
+    /// kill -9 and a new start. Of what was handed to the store, the first `written` submissions
+    /// had reached the disk.
+    pub(super) fn crash(&mut self, written: usize) {
+        for (_, records) in self.store.iter().take(written) {
+            self.disk.apply(records);
+        }
+        // What was acknowledged is on disk, whatever was on its way.
+        for (id, added) in &self.acknowledged {
+            let record = self
+                .disk
+                .workloads
+                .get(id)
+                .expect("acknowledged is durable");
+            assert_eq!(record.generation, added.workload.generation);
+            assert_eq!(record.addresses, added.workload.addresses);
+        }
+        let acknowledged = std::mem::take(&mut self.acknowledged);
+        *self = Self::start(
+            self.now,
+            self.disk.clone(),
+            std::mem::take(&mut self.kernel),
+        );
+        for (id, added) in acknowledged {
+            let view = self.node.workload(&id).expect("acknowledged survives");
+            assert_eq!(view.addresses, added.workload.addresses);
+            self.acknowledged.insert(id, added);
+        }
+    }
+
+    pub(super) fn add(&mut self, name: &str, spec: WorkloadSpec, wait: WaitFor) -> Caller {
+        let caller = self.caller(Asked::Add(id(name)));
+        self.node
+            .handle_add(self.now, caller, id(name), Box::new(spec), wait);
+        self.drain();
+        caller
+    }
+
+    pub(super) fn delete(&mut self, name: &str, generation: Option<u64>) -> Caller {
+        let id = id(name);
+        let caller = self.caller(Asked::Delete(id.clone()));
+        if generation.is_none_or(|generation| {
+            self.acknowledged
+                .get(&id)
+                .is_some_and(|added| added.workload.generation == generation)
+        }) {
+            self.acknowledged.remove(&id);
+        }
+        self.node.handle_delete(self.now, caller, id, generation);
+        self.drain();
+        caller
+    }
+
+    fn caller(&mut self, asked: Asked) -> Caller {
+        let caller = Caller(self.next_caller);
+        self.next_caller += 1;
+        self.open.insert(caller, asked);
+        caller
+    }
+
+    pub(super) fn answer(&self, caller: Caller) -> Option<&Reply> {
+        self.answers
+            .iter()
+            .find(|(other, _)| *other == caller)
+            .map(|(_, reply)| reply)
+    }
+
+    pub(super) fn added(&self, caller: Caller) -> &Added {
+        match self.answer(caller) {
+            Some(Reply::Added(Ok(added))) => added,
+            other => panic!("not added: {other:?}"),
+        }
+    }
+
+    pub(super) fn add_error(&self, caller: Caller) -> &Error {
+        match self.answer(caller) {
+            Some(Reply::Added(Err(error))) => error,
+            other => panic!("no error: {other:?}"),
+        }
+    }
+
+    pub(super) fn store_waits(&self) -> usize {
+        self.store.len()
+    }
+
+    pub(super) fn kernel_waits(&self) -> usize {
+        self.kernel_work.len()
+    }
+
+    /// The store answers the oldest submission.
+    pub(super) fn store_answers(&mut self, fails: bool) {
+        let Some((token, records)) = self.store.pop_front() else {
+            return;
+        };
+        let result = if fails {
+            Err("no space left".to_owned())
+        } else {
+            self.disk.apply(&records);
+            Ok(())
+        };
+        self.node.handle_persisted(self.now, token, result);
+        self.drain();
+    }
+
+    /// The kernel does one of the things that wait; those of one object in their order.
+    pub(super) fn kernel_answers(&mut self, choice: usize, fails: Option<FailureKind>) {
+        if self.kernel_work.is_empty() {
+            return;
+        }
+        let chosen = choice % self.kernel_work.len();
+        let object = |work: &KernelWork| match work {
+            KernelWork::Set(id) | KernelWork::Remove(id) => Some(id.clone()),
+            KernelWork::Synced(_) => None,
+        };
+        let wanted = object(&self.kernel_work[chosen]);
+        let first = self
+            .kernel_work
+            .iter()
+            .position(|work| object(work) == wanted)
+            .expect("the chosen one at least");
+        let event = match self.kernel_work.remove(first) {
+            KernelWork::Set(id) => match (fails, self.desired.get(&id)) {
+                (Some(kind), Some(_)) => {
+                    // Retried by itself.
+                    self.kernel_work.push(KernelWork::Set(id.clone()));
+                    Event::Failed {
+                        id,
+                        error: Failure {
+                            kind,
+                            text: format!("{kind:?}"),
+                            retry_in: None,
+                        },
+                    }
+                }
+                (None, Some(object)) => {
+                    self.kernel.insert(id.clone(), Some(object.clone()));
+                    Event::Programmed {
+                        id,
+                        detail: Detail {
+                            host_interface: "agt0".to_owned(),
+                            host_ifindex: 7,
+                            mtu: 1500,
+                        },
+                    }
+                }
+                (_, None) => return,
+            },
+            KernelWork::Remove(id) => {
+                if let ObjectId::Blackhole(cidr) = &id {
+                    assert!(
+                        !self.originated.contains(cidr),
+                        "blackhole {cidr} removed while the block is originated"
+                    );
+                }
+                self.kernel.remove(&id);
+                if matches!(id, ObjectId::Route(_)) {
+                    return;
+                }
+                Event::Removed { id }
+            }
+            KernelWork::Synced(source) => {
+                let before = self.kernel.len();
+                let desired = &self.desired;
+                self.kernel
+                    .retain(|id, _| id.source() != source || desired.contains_key(id));
+                Event::Swept {
+                    source,
+                    deleted: before - self.kernel.len(),
+                }
+            }
+        };
+        self.node.handle_dataplane(self.now, event);
+        self.drain();
+    }
+
+    /// The kernel reports a failure of something that stands.
+    pub(super) fn kernel_breaks(&mut self, name: &str, kind: FailureKind) {
+        let object = ObjectId::Workload(id(name).shared());
+        self.kernel_work.push(KernelWork::Set(object.clone()));
+        let error = Failure {
+            kind,
+            text: format!("{kind:?}"),
+            retry_in: None,
+        };
+        self.node
+            .handle_dataplane(self.now, Event::Failed { id: object, error });
+        self.drain();
+    }
+
+    pub(super) fn speaker_answers(&mut self) {
+        match self.speaker_work.pop_front() {
+            Some(SpeakerWork::Originate(cidr)) => {
+                assert!(
+                    cidr.prefix_len() == cidr.max_prefix_len()
+                        || self.kernel.contains_key(&ObjectId::Blackhole(cidr)),
+                    "{cidr} originated without its blackhole"
+                );
+                self.originated.insert(cidr);
+                self.node.handle_originated(self.now, cidr);
+            }
+            Some(SpeakerWork::Withdraw(cidr)) => {
+                self.originated.remove(&cidr);
+                self.node.handle_withdrawn(cidr);
+            }
+            None => {}
+        }
+        self.drain();
+    }
+
+    /// Every originated block is advertised to so many peers.
+    pub(super) fn advertise(&mut self, peers: u32) {
+        let counts = self.originated.iter().map(|cidr| (*cidr, peers)).collect();
+        self.node.handle_advertised(counts);
+        self.drain();
+    }
+
+    pub(super) fn pass(&mut self, time: Duration) {
+        self.now.instant += time;
+        self.now.wall += time;
+        self.node.handle_timeout(self.now);
+        self.drain();
+    }
+
+    /// Everything that waits is answered well, in order, until nothing waits.
+    pub(super) fn settle(&mut self) {
+        while !(self.store.is_empty()
+            && self.kernel_work.is_empty()
+            && self.speaker_work.is_empty())
+        {
+            self.store_answers(false);
+            self.kernel_answers(0, None);
+            self.speaker_answers();
+        }
+    }
+
+    fn drain(&mut self) {
+        while let Some(output) = self.node.poll_output() {
+            match output {
+                Output::Persist { token, records } => self.store.push_back((token, records)),
+                Output::Set(objects) => {
+                    for object in objects {
+                        let id = object.id();
+                        self.desired.insert(id.clone(), object);
+                        self.kernel_work.push(KernelWork::Set(id));
+                    }
+                }
+                Output::Remove(ids) => {
+                    for id in ids {
+                        self.desired.remove(&id);
+                        self.kernel_work
+                            .retain(|work| !matches!(work, KernelWork::Set(other) if *other == id));
+                        self.kernel_work.push(KernelWork::Remove(id));
+                    }
+                }
+                Output::Synced(source) => self.kernel_work.push(KernelWork::Synced(source)),
+                Output::Originate(cidr) => {
+                    self.speaker_work.push_back(SpeakerWork::Originate(cidr));
+                }
+                Output::Withdraw(cidr) => self.speaker_work.push_back(SpeakerWork::Withdraw(cidr)),
+                Output::OriginationsSynced => {
+                    assert!(!self.originations_synced, "synced twice");
+                    self.originations_synced = true;
+                }
+                Output::Reply { caller, reply } => self.replied(caller, reply),
+                Output::Publish(event) => {
+                    assert_eq!(event.cursor, self.cursor + 1);
+                    self.cursor = event.cursor;
+                    match &event.change {
+                        WatchChange::Upsert(view) => {
+                            self.watched.insert(view.id.clone(), view.generation);
+                        }
+                        WatchChange::Delete { id, generation } => {
+                            assert_eq!(self.watched.remove(id), Some(*generation));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn replied(&mut self, caller: Caller, reply: Reply) {
+        let asked = self.open.remove(&caller).expect("answered exactly once");
+        match (&asked, &reply) {
+            (Asked::Add(id), Reply::Added(Ok(added))) => {
+                let record = self.disk.workloads.get(id).expect("durable when answered");
+                assert_eq!(record.addresses, added.workload.addresses);
+                assert!(
+                    self.kernel.contains_key(&ObjectId::Workload(id.shared())),
+                    "in the kernel when answered"
+                );
+                for assigned in &added.workload.addresses {
+                    assert!(self.originated.contains(&assigned.block));
+                }
+                self.acknowledged.insert(id.clone(), added.clone());
+            }
+            (Asked::Delete(id), Reply::Deleted(Ok(true))) => {
+                let gone = ObjectId::Workload(id.shared());
+                assert!(!self.disk.workloads.contains_key(id), "durably gone");
+                assert!(!self.kernel.contains_key(&gone), "gone from the kernel");
+            }
+            (Asked::Add(_), Reply::Added(_)) | (Asked::Delete(_), Reply::Deleted(_)) => {}
+            (asked, reply) => panic!("{asked:?} answered by {reply:?}"),
+        }
+        self.answers.push((caller, reply));
+    }
+
+    /// What must hold when nothing is on its way: everything tells the same story.
+    pub(super) fn check_quiet(&mut self) {
+        assert!(self.open.is_empty(), "unanswered: {:?}", self.open);
+        let views = self.node.workloads();
+        let ids: BTreeSet<_> = views.iter().map(|view| view.id.clone()).collect();
+        let disk: BTreeSet<_> = self.disk.workloads.keys().cloned().collect();
+        assert_eq!(ids, disk, "node and disk");
+        let watched: BTreeSet<_> = self.watched.keys().cloned().collect();
+        assert_eq!(ids, watched, "node and watchers");
+        let objects: BTreeSet<_> = ids
+            .iter()
+            .map(|id| ObjectId::Workload(id.shared()))
+            .collect();
+        let of = |map: Vec<&ObjectId>, source| {
+            map.into_iter()
+                .filter(|id| id.source() == source)
+                .cloned()
+                .collect::<BTreeSet<_>>()
+        };
+        let wanted = of(self.desired.keys().collect(), Source::Workload);
+        assert_eq!(objects, wanted, "node and desired objects");
+        let kernel = of(self.kernel.keys().collect(), Source::Workload);
+        assert_eq!(objects, kernel, "node and kernel");
+        let mut addresses = BTreeSet::new();
+        let mut used = 0;
+        for view in &views {
+            assert!(
+                matches!(
+                    view.state,
+                    WorkloadState::Programmed | WorkloadState::Advertised
+                ),
+                "{view:?}"
+            );
+            for assigned in &view.addresses {
+                assert!(addresses.insert(assigned.address), "an address twice");
+                assert!(self.disk.blocks.contains_key(&assigned.block));
+                used += 1;
+            }
+            let record = &self.disk.workloads[&view.id];
+            assert_eq!(record.addresses, view.addresses);
+            assert_eq!(record.generation, view.generation);
+        }
+        let now = self.now;
+        let blocks = self.node.blocks(now);
+        assert_eq!(blocks.iter().map(|block| block.used).sum::<u64>(), used);
+        let cidrs: BTreeSet<_> = blocks.iter().map(|block| block.cidr).collect();
+        assert_eq!(cidrs, self.disk.blocks.keys().copied().collect(), "blocks");
+        assert_eq!(cidrs, self.originated, "blocks and originations");
+        let blackholes: BTreeSet<_> = cidrs.iter().map(|c| ObjectId::Blackhole(*c)).collect();
+        assert_eq!(blackholes, of(self.kernel.keys().collect(), Source::Block));
+        assert_eq!(blackholes, of(self.desired.keys().collect(), Source::Block));
+        assert!(self.originations_synced);
+        assert!(self.node.is_ready(), "{:?}", self.node.status());
+    }
+
+    pub(super) fn wanted(&self, name: &str) -> Option<Arc<dataplane::desired::Workload>> {
+        match self.desired.get(&ObjectId::Workload(id(name).shared())) {
+            Some(Object::Workload(workload)) => Some(workload.clone()),
+            _ => None,
+        }
+    }
+}
