@@ -104,15 +104,12 @@ impl Node {
         let wanted = *wanted;
         let text = match result {
             Err(text) if *recorded != Some(false) => text,
-            // Durable; or there never was a record, so that nothing is left to delete.
+            // Durable; or there never was a record, so that nothing is left to delete. The kernel
+            // is asked in any case: it may hold an object of an earlier run under this id.
             _ => {
-                if wanted {
-                    workload.phase = Phase::Removing;
-                    let object = ObjectId::Workload(id.shared());
-                    self.outputs.push_back(Output::Remove(vec![object]));
-                } else {
-                    self.finish(now, id, None);
-                }
+                workload.phase = Phase::Removing;
+                let object = ObjectId::Workload(id.shared());
+                self.outputs.push_back(Output::Remove(vec![object]));
                 return;
             }
         };
@@ -207,7 +204,12 @@ impl Node {
         let Some((id, workload)) = self.workloads.get_key_value(id) else {
             return;
         };
-        if !matches!(workload.phase, Phase::Programming { .. } | Phase::Standing) {
+        // A delete that the store refuses leaves the workload standing, so what the kernel says
+        // in between counts.
+        if !matches!(
+            workload.phase,
+            Phase::Programming { .. } | Phase::Standing | Phase::Releasing { .. }
+        ) {
             return;
         }
         let id = id.clone();
