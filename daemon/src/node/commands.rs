@@ -85,6 +85,7 @@ impl Node {
                 _ => None,
             })
             .collect();
+        records.append(&mut self.leftover);
         records.push(Record::PutWorkload(WorkloadRecord {
             id: id.clone(),
             generation: allocation.generation,
@@ -152,17 +153,15 @@ impl Node {
         if let Some((recorded, wanted)) = standing {
             let adders = mem::take(&mut workload.adders);
             let generation = workload.generation;
-            let release = self
-                .ipam
-                .release(now, &id, Some(generation))
-                .expect("a workload that is here holds its addresses");
+            workload.phase = Phase::Releasing { recorded, wanted };
             let mut records = vec![Record::DeleteWorkload(id.clone())];
-            records.extend(release.records.iter().cloned());
-            workload.phase = Phase::Releasing {
-                release,
-                recorded,
-                wanted,
-            };
+            records.append(&mut self.leftover);
+            // What a release will write is written now, but the addresses are held until the
+            // kernel has let go of them, however short the cool-down is.
+            if let Some(release) = self.ipam.release(now, &id, Some(generation)) {
+                self.ipam.rollback_release(&release);
+                records.extend(release.records);
+            }
             self.awaited.remove(&id);
             for adder in adders {
                 self.reply_add(adder.caller, Err(Error::Deleted(id.clone())));

@@ -65,7 +65,7 @@ pub use spec::{WorkloadId, WorkloadSpec};
 
 use crate::{
     config,
-    ipam::{Allocation, Ipam, Notice, Now, Release},
+    ipam::{Allocation, Ipam, Notice, Now},
     store::record::{Record, Recovered},
 };
 use handle::Added;
@@ -162,7 +162,6 @@ enum Phase {
     },
     /// The deletion of its record is on its way to the store.
     Releasing {
-        release: Release,
         /// Whether there is a record; `None`: that is on its way, too.
         recorded: Option<bool>,
         /// It was handed to the dataplane.
@@ -257,6 +256,8 @@ pub struct Node {
     swept_workloads: bool,
     ready: bool,
     cursor: u64,
+    /// Deletions of records that nobody needs any more; they go along with the next change.
+    leftover: Vec<Record>,
     outputs: VecDeque<Output>,
 }
 
@@ -285,6 +286,7 @@ impl Node {
             swept_workloads: false,
             ready: false,
             cursor: 0,
+            leftover: Vec::new(),
             outputs: VecDeque::new(),
         };
         node.follow_blocks();

@@ -93,17 +93,11 @@ impl Node {
         let Some(workload) = self.generation(id, generation) else {
             return;
         };
-        let Phase::Releasing {
-            release,
-            recorded,
-            wanted,
-        } = &workload.phase
-        else {
+        let Phase::Releasing { recorded, wanted } = workload.phase else {
             return;
         };
-        let wanted = *wanted;
         let text = match result {
-            Err(text) if *recorded != Some(false) => text,
+            Err(text) if recorded != Some(false) => text,
             // Durable; or there never was a record, so that nothing is left to delete. The kernel
             // is asked in any case: it may hold an object of an earlier run under this id.
             _ => {
@@ -113,30 +107,19 @@ impl Node {
                 return;
             }
         };
-        let release = release.clone();
+        workload.phase = Phase::Standing;
         let deleters = mem::take(&mut workload.deleters);
-        if self.ipam.rollback_release(&release) {
-            let workload = self.workloads.get_mut(id).expect("found above");
-            workload.phase = Phase::Standing;
-            let queued = mem::take(&mut workload.queued);
-            if !wanted {
-                let object = workload.object(id);
-                self.outputs.push_back(Output::Set(vec![object]));
-            }
-            self.publish(id);
-            for add in queued {
-                self.handle_add(now, add.caller, id.clone(), add.spec, add.wait);
-            }
-        } else {
-            // It cannot come back any more, so it has to go.
-            let pending = Pending::Release {
-                id: id.clone(),
-                generation,
-            };
-            self.retries.push((now.instant + RETRY, pending));
+        let queued = mem::take(&mut workload.queued);
+        if !wanted {
+            let object = workload.object(id);
+            self.outputs.push_back(Output::Set(vec![object]));
         }
+        self.publish(id);
         for caller in deleters {
             self.reply_delete(caller, Err(Error::Store(text.clone())));
+        }
+        for add in queued {
+            self.handle_add(now, add.caller, id.clone(), add.spec, add.wait);
         }
     }
 
@@ -182,20 +165,8 @@ impl Node {
     pub(super) fn retry(&mut self, pending: Pending) {
         let records = match &pending {
             Pending::Erase { id, .. } => vec![Record::DeleteWorkload(id.clone())],
-            Pending::Release { id, generation } => {
-                let Some(Workload {
-                    phase: Phase::Releasing { release, .. },
-                    ..
-                }) = self.generation(id, *generation)
-                else {
-                    return;
-                };
-                let mut records = vec![Record::DeleteWorkload(id.clone())];
-                records.extend(release.records.iter().cloned());
-                records
-            }
             Pending::DropBlock(cidr) => vec![Record::DeleteBlock(*cidr)],
-            Pending::Put { .. } | Pending::Claim(_) => return,
+            Pending::Put { .. } | Pending::Release { .. } | Pending::Claim(_) => return,
         };
         self.persist(pending, records);
     }
@@ -327,6 +298,18 @@ impl Node {
         };
         self.awaited.remove(id);
         self.unconfirmed.remove(id);
+        if let Phase::Removing = workload.phase
+            && let Some(release) = self.ipam.release(now, id, Some(workload.generation))
+        {
+            // The cool-down is on disk since the delete; what else comes along goes with the
+            // next change.
+            self.leftover.extend(
+                release
+                    .records
+                    .into_iter()
+                    .filter(|record| matches!(record, Record::DeleteCooling(_))),
+            );
+        }
         if workload.published {
             self.publish_deletion(id, workload.generation);
         }
