@@ -75,10 +75,30 @@ impl Reconciler {
                 self.push_object(id, kind, batch);
             }
         }
-        for id in gone {
+        for id in &gone {
+            if self.would_empty_a_group(*id, &gone) {
+                // Once the group has its other members.
+                self.next_hops.dirty.insert(*id);
+                continue;
+            }
+            let id = *id;
             let op = Op::DeleteNextHop { id };
             batch.rest.push((op, Tag::DeleteNextHop(id)));
         }
+    }
+
+    /// Whether a group of which something else should be left loses its last members as seen.
+    fn would_empty_a_group(&self, id: u32, gone: &[u32]) -> bool {
+        self.seen_next_hops
+            .values()
+            .any(|object| match &object.kind {
+                NextHopKind::Group(members) => {
+                    members.iter().any(|(member, _)| *member == id)
+                        && members.iter().all(|(member, _)| gone.contains(member))
+                        && self.wanted_kind(object.id).is_some()
+                }
+                _ => false,
+            })
     }
 
     /// Of these objects, those to which routes point that are to point elsewhere but cannot yet,
