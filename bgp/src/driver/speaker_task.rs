@@ -330,7 +330,7 @@ impl SpeakerTask {
                     self.speaker.withdraw(prefix);
                 }
             }
-            Command::OriginationsSynced => self.speaker.originations_synced(),
+            Command::OriginationsSynced => self.speaker.originations_synced(now),
             Command::SetNextHops(states) => {
                 for (address, state) in states {
                     self.speaker.set_next_hop(address, state);

@@ -403,9 +403,11 @@ impl Session {
             let index = family.index();
             !established.negotiated.families[index] || established.end_of_rib_received[index]
         });
+        let restart = open::graceful_restart(&established.remote);
         Some(InitialTable {
             complete,
-            sends_end_of_rib: open::graceful_restart(&established.remote).is_some(),
+            sends_end_of_rib: restart.is_some(),
+            restarting: restart.is_some_and(|restart| restart.restarting),
             since: established.since,
         })
     }
@@ -449,6 +451,8 @@ pub(crate) struct InitialTable {
     pub(crate) complete: bool,
     /// The peer knows RFC 4724, so its marker can be waited for.
     pub(crate) sends_end_of_rib: bool,
+    /// It has restarted too, so nobody may wait for it to be first (RFC 4724 §4.1).
+    pub(crate) restarting: bool,
     pub(crate) since: Instant,
 }
 

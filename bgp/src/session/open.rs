@@ -73,6 +73,8 @@ pub(super) fn no_common_family(sent: &Open) -> Notification {
 /// What a peer promised about graceful restart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct GracefulRestart {
+    /// The R bit: it has restarted itself and waits for nobody's End-of-RIB.
+    pub(super) restarting: bool,
     /// RFC 8538: notifications do not end it.
     pub(super) notification: bool,
     pub(super) restart_time: Duration,
@@ -88,10 +90,10 @@ pub(super) fn graceful_restart(open: &Open) -> Option<GracefulRestart> {
         .rev()
         .find_map(|capability| match capability {
             Capability::GracefulRestart {
+                restarting,
                 notification,
                 restart_time,
                 families,
-                ..
             } => {
                 let mut listed = [false; 2];
                 let mut forwarding = [false; 2];
@@ -102,6 +104,7 @@ pub(super) fn graceful_restart(open: &Open) -> Option<GracefulRestart> {
                     }
                 }
                 Some(GracefulRestart {
+                    restarting: *restarting,
                     notification: *notification,
                     restart_time: Duration::from_secs(u64::from(*restart_time)),
                     families: listed,

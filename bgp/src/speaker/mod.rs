@@ -110,6 +110,7 @@ pub struct Speaker {
     pullable: VecDeque<PeerId>,
     changed: BTreeSet<PeerId>,
     first_sync: FirstSync,
+    end_of_rib: EndOfRib,
     /// Watched next hops of which nothing was said yet.
     unanswered: HashSet<IpAddr>,
 }
@@ -130,6 +131,16 @@ enum FirstSync {
     /// To be reported.
     Reached,
     Done,
+}
+
+/// Whether peers may be sent End-of-RIB.
+#[derive(Debug, PartialEq, Eq)]
+enum EndOfRib {
+    /// What we originate is not complete.
+    Held,
+    /// A restarted reflector: what it passed on before is not complete.
+    WaitingForPeers,
+    Released,
 }
 
 impl Speaker {
@@ -160,6 +171,7 @@ impl Speaker {
             deadlines: BTreeSet::new(),
             pullable: VecDeque::new(),
             changed: BTreeSet::new(),
+            end_of_rib: EndOfRib::Held,
             unanswered: HashSet::new(),
             first_sync: FirstSync::Waiting {
                 deadline: now + config.first_sync_timeout,
@@ -408,8 +420,21 @@ impl Speaker {
         self.rib.withdraw_originated(prefix);
     }
 
-    /// What is originated is complete: peers are sent their End-of-RIB from now on.
-    pub fn originations_synced(&mut self) {
+    /// What is originated is complete: peers are sent their End-of-RIB from now on. A restarted
+    /// route reflector first waits for the tables of its peers, because they keep what it passed on
+    /// only until its marker (RFC 4724 §4.1); a leaf passes on nothing and waits for nobody.
+    pub fn originations_synced(&mut self, now: Instant) {
+        if self.end_of_rib == EndOfRib::Held {
+            self.end_of_rib = EndOfRib::WaitingForPeers;
+            if self.config.restarting.is_none() || self.config.cluster_id.is_none() {
+                self.release_end_of_rib();
+            }
+            self.check_first_sync(now);
+        }
+    }
+
+    fn release_end_of_rib(&mut self) {
+        self.end_of_rib = EndOfRib::Released;
         self.rib.release_end_of_rib();
     }
 
@@ -719,19 +744,41 @@ impl Speaker {
     }
 
     fn check_first_sync(&mut self, now: Instant) {
-        let FirstSync::Waiting { deadline } = self.first_sync else {
-            return;
-        };
-        let all = self.peers.values().all(|peer| {
-            if peer.session.is_stopped() {
-                return true;
-            }
-            peer.session.initial_table_received().is_some_and(|table| {
-                table.complete
-                    || (!table.sends_end_of_rib && now >= table.since + TABLE_WITHOUT_MARKER)
+        let has_table = |peer: &Peer| {
+            peer.session.initial_table_received().map(|table| {
+                let complete = table.complete
+                    || (!table.sends_end_of_rib && now >= table.since + TABLE_WITHOUT_MARKER);
+                (complete, table.restarting)
             })
-        });
-        if all || now >= deadline {
+        };
+        let peers = || {
+            self.peers
+                .values()
+                .filter(|peer| !peer.session.is_stopped())
+                .map(has_table)
+        };
+        let past = match self.first_sync {
+            FirstSync::Waiting { deadline } => now >= deadline,
+            FirstSync::Reached | FirstSync::Done => true,
+        };
+        if self.end_of_rib == EndOfRib::WaitingForPeers
+            && (past
+                || peers().all(|table| {
+                    table.is_some_and(|(complete, restarting)| complete || restarting)
+                }))
+        {
+            self.release_end_of_rib();
+        }
+        if !matches!(self.first_sync, FirstSync::Waiting { .. }) {
+            return;
+        }
+        let all = self
+            .peers
+            .values()
+            .filter(|peer| !peer.session.is_stopped())
+            .map(has_table)
+            .all(|table| table.is_some_and(|(complete, _)| complete));
+        if all || past {
             self.first_sync = FirstSync::Reached;
             // RFC 4724 §4.1: from here on a lost session is not part of the restart.
             for peer in self.peers.values_mut() {

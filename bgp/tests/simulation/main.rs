@@ -4,6 +4,7 @@
 //! A failing seed prints the command that repeats it; `BGP_SIM_TRACE=1` with it tells the story.
 //! `BGP_SIM_SEEDS=N` runs other than the usual number.
 
+mod scenarios;
 mod world;
 
 use std::{
@@ -29,7 +30,7 @@ const SEEDS: u64 = 240;
 /// Faults happen within this time; then everything is whole and must come to rest.
 const TROUBLE: Duration = Duration::from_secs(120);
 /// Longer than any back-off, restart time and hold time in use.
-const REST: Duration = Duration::from_secs(300);
+const REST: Duration = Duration::from_secs(200);
 
 /// Who talks to whom, and what that makes of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

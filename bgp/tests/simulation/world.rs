@@ -151,7 +151,7 @@ impl World {
             });
         }
         for node in 0..world.nodes.len() {
-            world.nodes[node].speaker.originations_synced();
+            world.nodes[node].speaker.originations_synced(start);
             world.settle(node);
         }
         world
@@ -539,7 +539,7 @@ impl World {
         for prefix in this.originated.clone() {
             this.speaker.originate(now, prefix, LocalRoute::default());
         }
-        this.speaker.originations_synced();
+        this.speaker.originations_synced(now);
         self.settle(node);
     }
 
