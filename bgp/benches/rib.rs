@@ -244,8 +244,11 @@ fn once() {
 }
 
 fn bench(criterion: &mut Criterion) {
-    memory();
-    once();
+    // Not while a single benchmark is profiled.
+    if !std::env::args().any(|argument| argument == "--profile-time") {
+        memory();
+        once();
+    }
 
     let updates = table(1, 100_000, 1000);
     let gone = withdrawals(100_000);

@@ -21,6 +21,9 @@ use crate::{
     types::{Family, PeerId},
 };
 
+/// Places that a queue keeps when it runs empty; the rest of its memory is given back.
+pub(super) const KEPT: usize = 4096;
+
 /// Up to so many more-specific prefixes are looked up one by one when a prefix is originated.
 const ENUMERATED: u64 = 1024;
 
@@ -378,6 +381,7 @@ impl<K: Prefix> FamilyRib<K> {
                 return Some(RouteChange { prefix, next_hops });
             }
         }
+        self.forwarding.shrink_to(KEPT);
         None
     }
 

@@ -15,7 +15,7 @@ use super::{
     types::{Ineligible, PeerKind, PeerRib, Role},
 };
 use crate::{
-    attributes::Attributes,
+    attributes::{Attributes, well_known},
     policy::{self, Policy, RouteFacts, Source},
 };
 
@@ -183,11 +183,13 @@ fn normalise(session: &PeerRib, attributes: &Attributes) -> Option<Attributes> {
     let foreign = attributes.local_pref.is_some()
         || attributes.originator_id.is_some()
         || !attributes.cluster_list.is_empty();
-    if !add_otc && !foreign {
+    // RFC 8326 §4.2: its sender is about to go; any other path is better.
+    let leaving = attributes.has_community(well_known::GRACEFUL_SHUTDOWN);
+    if !add_otc && !foreign && !leaving {
         return None;
     }
     let mut changed = attributes.clone();
-    changed.local_pref = None;
+    changed.local_pref = leaving.then_some(0);
     changed.originator_id = None;
     changed.cluster_list.clear();
     if add_otc {

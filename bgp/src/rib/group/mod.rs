@@ -27,6 +27,7 @@ use smallvec::SmallVec;
 use super::{
     arena::Words,
     export::ExportParameters,
+    family::KEPT,
     outputs::{NOT_SENT, Outputs},
     prefix::Prefix,
     shared::Shared,
@@ -517,6 +518,9 @@ impl<K: Prefix> Group<K> {
                 self.advertised += 1;
             }
             changes.push(Change { route, old, new });
+        }
+        if self.dirty.is_empty() {
+            self.dirty.shrink_to(KEPT);
         }
         self.tell_members_apart(table, &changes);
         for member in &mut self.members {

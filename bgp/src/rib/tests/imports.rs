@@ -1,6 +1,7 @@
 //! What is taken from peers, what competes, and what is used for forwarding.
 
 use super::*;
+use crate::attributes::well_known;
 
 fn external(n: u8) -> PeerRib {
     session(PeerKind::External, n)
@@ -116,6 +117,21 @@ fn a_route_from_a_provider_is_marked_on_arrival() {
     let used = &fixture.rows(Table::LocRib)[0];
     assert_eq!(received.attributes.only_to_customer, None);
     assert_eq!(used.attributes.only_to_customer, Some(Asn(65011)));
+}
+
+#[test]
+fn a_route_about_to_go_away_is_the_last_choice() {
+    // RFC 8326
+    let mut fixture = Fixture::with_peers(config(), [external(11), external(12)]);
+    let mut leaving = attributes(&[65011], "192.0.2.11");
+    leaving.communities = vec![well_known::GRACEFUL_SHUTDOWN];
+    let staying = attributes(&[65012, 65100, 65101], "192.0.2.12");
+    for (n, attributes) in [(11, &leaving), (12, &staying)] {
+        fixture.update(n, announce(attributes, &[net("10.0.0.0/24")]));
+    }
+    assert_eq!(fixture.next_hops("10.0.0.0/24"), ["192.0.2.12"]);
+    let reason = fixture.reason(Table::LocRib, "10.0.0.0/24", 11);
+    assert_eq!(reason, Reason::Lost(Step::LocalPref));
 }
 
 #[test]
