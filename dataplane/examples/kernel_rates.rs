@@ -282,15 +282,18 @@ fn workload_rates(count: usize, rounds: usize, raw: Option<&str>) {
     let mut reaped = Vec::new();
     let (mut raw_p50, mut raw_rate, mut raw_delete) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
+        settle();
         let round = on_a_host(move || one_by_one_round(count));
         p50.push(round.p50);
         p99.push(round.p99);
         one_by_one.push(round.rate);
+        settle();
         let round = on_a_host(move || batch_round(count));
         batched.push(round.added);
         removed.push(round.routes_removed);
         reaped.push(round.reaped);
         if let Some(folder) = raw {
+            settle();
             let text = raw_program(
                 folder,
                 "nlveth",
@@ -321,6 +324,11 @@ fn workload_rates(count: usize, rounds: usize, raw: Option<&str>) {
         );
     }
     println!();
+}
+
+/// The kernel tears namespaces down in the background, under the lock that every change needs.
+fn settle() {
+    thread::sleep(Duration::from_secs(1));
 }
 
 struct OneByOne {
