@@ -5,6 +5,7 @@
 mod golden;
 mod hostile;
 mod messages;
+mod oracle;
 mod properties;
 mod rfc7606;
 
