@@ -18,7 +18,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bgp::{driver::Update, speaker::status::PeerState};
+use bgp::{
+    driver::Update,
+    speaker::status::{PeerState, PeerStatus},
+};
 use dataplane::desired::Event;
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -97,6 +100,8 @@ pub(super) struct Task {
     callers: HashMap<Caller, Waiter>,
     next_caller: u64,
     watchers: Vec<Watcher>,
+    /// By peer name: `None` while Established, else the reason that was logged last.
+    peer_reasons: HashMap<String, Option<String>>,
 }
 
 impl Task {
@@ -123,6 +128,7 @@ impl Task {
             callers: HashMap::new(),
             next_caller: 0,
             watchers: Vec::new(),
+            peer_reasons: HashMap::new(),
         }
     }
 
@@ -383,18 +389,43 @@ impl Task {
                     .put(ToDataplane::WatchNextHops { add, remove });
             }
             Update::Peers(peers) => {
-                for peer in peers {
-                    if peer.state == PeerState::Established {
-                        tracing::info!(peer = peer.name, address = %peer.address, "session established");
-                    } else {
-                        tracing::info!(peer = peer.name, address = %peer.address, state = ?peer.state, reason = peer.reason, "session not established");
-                    }
+                for peer in &peers {
+                    self.log_peer(peer);
                 }
                 self.ask_advertised();
             }
             Update::FirstSync => {
                 tracing::info!("every peer has sent its table, or had time enough");
                 self.node.handle_first_sync();
+            }
+        }
+    }
+
+    /// Each session that comes or goes, and each new reason why one does not come: a peer that is
+    /// away for a day is one line and not one for every attempt.
+    fn log_peer(&mut self, peer: &PeerStatus) {
+        let (name, address) = (&peer.name, peer.address);
+        let known = self.peer_reasons.get(name);
+        let was_established = known.is_some_and(Option::is_none);
+        if peer.state == PeerState::Established {
+            if !was_established {
+                tracing::info!(peer = name, %address, "session established");
+            }
+            self.peer_reasons.insert(name.clone(), None);
+        } else if was_established {
+            tracing::warn!(peer = name, %address, reason = peer.reason, "session lost");
+            self.peer_reasons
+                .insert(name.clone(), Some(peer.reason.clone()));
+        } else {
+            // While a connection is under way there is no new reason yet.
+            let waits = matches!(peer.state, PeerState::Idle | PeerState::Active);
+            let new = waits && known.and_then(Option::as_ref) != Some(&peer.reason);
+            if new {
+                tracing::info!(peer = name, %address, reason = peer.reason, "session not established");
+                self.peer_reasons
+                    .insert(name.clone(), Some(peer.reason.clone()));
+            } else {
+                tracing::debug!(peer = name, %address, state = ?peer.state, reason = peer.reason, "session not established");
             }
         }
     }

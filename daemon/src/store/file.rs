@@ -6,6 +6,7 @@ use std::{
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -216,10 +217,15 @@ fn io_error(kind: &str, path: &Path, verb: &str, source: io::Error) -> StoreErro
     }
 }
 
+/// How long a lock is waited for: an agent that was killed holds it until the kernel has taken the
+/// process apart, and a supervisor may start the next one before that.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_RETRY: Duration = Duration::from_millis(20);
+
 /// Takes the directory for this process. A lock goes with its process, however that ends.
 fn lock(directory: &Path) -> Result<Flock<File>, StoreError> {
     let path = directory.join(LOCK);
-    let file = OpenOptions::new()
+    let mut file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
@@ -227,26 +233,34 @@ fn lock(directory: &Path) -> Result<Flock<File>, StoreError> {
         .mode(0o600)
         .open(&path)
         .map_err(|source| io_error("the lock file", &path, "opened", source))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(mut lock) => {
-            let pid = std::process::id();
-            // Only for the message of another agent: not worth failing for.
-            let _ = lock
-                .set_len(0)
-                .and_then(|()| lock.rewind())
-                .and_then(|()| writeln!(lock, "{pid}"));
-            Ok(lock)
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    let mut lock = loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => break lock,
+            Err((held, Errno::EWOULDBLOCK)) if Instant::now() < deadline => {
+                file = held;
+                std::thread::sleep(LOCK_RETRY);
+            }
+            Err((mut held, Errno::EWOULDBLOCK)) => {
+                let mut text = String::new();
+                let read = held.read_to_string(&mut text);
+                return Err(StoreError::InUse {
+                    directory: directory.to_owned(),
+                    pid: read.ok().and_then(|_| text.trim().parse().ok()),
+                });
+            }
+            Err((_, errno)) => {
+                return Err(io_error("the lock file", &path, "locked", errno.into()));
+            }
         }
-        Err((mut file, Errno::EWOULDBLOCK)) => {
-            let mut text = String::new();
-            let read = file.read_to_string(&mut text);
-            Err(StoreError::InUse {
-                directory: directory.to_owned(),
-                pid: read.ok().and_then(|_| text.trim().parse().ok()),
-            })
-        }
-        Err((_, errno)) => Err(io_error("the lock file", &path, "locked", errno.into())),
-    }
+    };
+    let pid = std::process::id();
+    // Only for the message of another agent: not worth failing for.
+    let _ = lock
+        .set_len(0)
+        .and_then(|()| lock.rewind())
+        .and_then(|()| writeln!(lock, "{pid}"));
+    Ok(lock)
 }
 
 fn is_there(file: &Path) -> Result<bool, StoreError> {

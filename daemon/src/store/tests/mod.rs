@@ -363,3 +363,16 @@ fn a_batch_that_was_reported_as_failed_but_reached_the_disk_is_taken_back() {
         .retain(|record| record.cidr != block("10.98.0.0/26").cidr);
     assert_eq!(recovered, before);
 }
+
+#[test]
+fn the_lock_of_a_process_that_is_going_away_is_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let first = Store::open(directory.path()).unwrap();
+    let goes_away = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        drop(first);
+    });
+    let second = Store::open(directory.path());
+    goes_away.join().unwrap();
+    assert!(second.is_ok(), "{second:?}");
+}
