@@ -63,14 +63,14 @@ pub(super) struct Doubtful {
 
 /// A row as it was before.
 #[derive(Debug)]
-enum Undo {
+pub(super) enum Undo {
     Workload(String, Option<Vec<u8>>),
     Block(Vec<u8>, Option<Vec<u8>>),
     Cooling(Vec<u8>, Option<Vec<u8>>),
 }
 
 /// Anything redb complains about while reading or writing.
-type Failure = redb::Error;
+pub(super) type Failure = redb::Error;
 
 impl Files {
     pub(super) fn open(directory: &Path) -> Result<(Files, Recovered), StoreError> {
@@ -277,26 +277,28 @@ fn create(directory: &Path, unfinished: &Path, file: &Path) -> Result<(), StoreE
         .open(unfinished)
         .map_err(failed)?;
     let database = Database::create(unfinished).map_err(|error| open_error(file, error))?;
-    let initial = || -> Result<(), Failure> {
-        let transaction = database.begin_write()?;
-        {
-            let mut meta = transaction.open_table(META)?;
-            meta.insert("schema", codec::SCHEMA)?;
-            meta.insert("generation", 0)?;
-            meta.insert("sequence", 0)?;
-            transaction.open_table(WORKLOADS)?;
-            transaction.open_table(BLOCKS)?;
-            transaction.open_table(COOLING)?;
-        }
-        transaction.commit()?;
-        Ok(())
-    };
-    initial().map_err(|error| failure(file, error))?;
+    initialize(&database).map_err(|error| failure(file, error))?;
     drop(database);
     let sync = |path: &Path| File::open(path)?.sync_all();
     sync(unfinished).map_err(failed)?;
     fs::rename(unfinished, file).map_err(failed)?;
     sync(directory).map_err(failed)
+}
+
+/// What a new database starts with.
+pub(super) fn initialize(database: &Database) -> Result<(), Failure> {
+    let transaction = database.begin_write()?;
+    {
+        let mut meta = transaction.open_table(META)?;
+        meta.insert("schema", codec::SCHEMA)?;
+        meta.insert("generation", 0)?;
+        meta.insert("sequence", 0)?;
+        transaction.open_table(WORKLOADS)?;
+        transaction.open_table(BLOCKS)?;
+        transaction.open_table(COOLING)?;
+    }
+    transaction.commit()?;
+    Ok(())
 }
 
 /// With `check`, every page is verified; an open without trusts a file this process had open.
@@ -456,7 +458,7 @@ fn read(file: &Path, database: &Database) -> Result<(Recovered, u64), StoreError
 }
 
 /// One transaction, on disk when this returns. `undo` gets the rows as they were.
-fn write<'r>(
+pub(super) fn write<'r>(
     database: &Database,
     sequence: u64,
     records: impl Iterator<Item = &'r Record>,

@@ -58,7 +58,7 @@ fn listen(child: &mut Child) -> Vec<String> {
 }
 
 /// The changes of operation `number`: one of each kind.
-fn operation(number: u64) -> Vec<Record> {
+pub(super) fn operation(number: u64) -> Vec<Record> {
     let octets = u32::try_from(number).unwrap().to_be_bytes();
     let address = IpAddr::from([10, octets[1], octets[2], octets[3]]);
     vec![

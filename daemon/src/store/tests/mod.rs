@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod child;
+mod power;
 
 use std::{
     collections::BTreeMap,
