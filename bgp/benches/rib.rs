@@ -3,6 +3,7 @@
 //! `cargo bench -p bgp --bench rib`. Before the timed runs it prints what a table costs in memory,
 //! counted by the allocator: octets for each prefix, all of them received from one peer, with
 //! nothing else, and with one peer that all of them were sent to.
+#![allow(clippy::disallowed_methods)]
 #![allow(missing_docs)]
 
 use std::{

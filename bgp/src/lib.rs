@@ -153,8 +153,13 @@
 //! assert_eq!(change.next_hops[0].address, "192.0.2.1".parse::<Ipv4Addr>().unwrap());
 //! ```
 
+// Tests have a clock.
+#![cfg_attr(test, allow(clippy::disallowed_methods))]
+
 pub mod attributes;
+// The shell is where clocks are read and sockets opened.
 #[cfg(feature = "driver")]
+#[allow(clippy::disallowed_methods)]
 pub mod driver;
 pub mod message;
 pub mod policy;

@@ -1,7 +1,7 @@
 //! Two drivers over the loopback device: real sockets, no privileges.
 
 #![cfg(feature = "driver")]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 use std::{
     collections::BTreeMap,

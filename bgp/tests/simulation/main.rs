@@ -4,6 +4,8 @@
 //! A failing seed prints the command that repeats it; `BGP_SIM_TRACE=1` with it tells the story.
 //! `BGP_SIM_SEEDS=N` runs other than the usual number.
 
+#![allow(clippy::disallowed_methods)]
+
 mod scenarios;
 mod world;
 
