@@ -10,6 +10,8 @@
 //!
 //! `--count` announces so many /32 of 10.0.0.0/8 besides. Every next hop counts as reachable. It ends on SIGINT (closing the sessions) and on SIGTERM.
 
+#![allow(clippy::disallowed_methods)]
+
 use std::{
     error::Error,
     net::{IpAddr, Ipv4Addr},
