@@ -1,152 +1,21 @@
-//! The Linux driver against the kernel.
+//! The Linux driver against the kernel: what it writes and reads.
 
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
-use std::{net::IpAddr, time::Duration};
+use std::time::Duration;
 
-use common::{Workload, ip, on_a_host};
+use common::{Workload, ip, on_a_host, ops::*};
 use dataplane::{
     desired::Netns,
     kernel::{
-        Address, Change, CreateVeth, Gateway, LinkKind, Neighbour, NextHop, NextHopKind, Op,
-        OpResult, PROTOCOL_AGENTD, PROTOCOL_AGENTD_BGP, Place, Query, Route, Snapshot, Target,
+        Address, CreateVeth, Gateway, LinkKind, NextHop, NextHopKind, Op, PROTOCOL_AGENTD_BGP,
+        Place, Query, Route, Target,
     },
-    linux::{ChangeEvent, Changes, Kernel},
+    linux::Kernel,
 };
 use ipnet::IpNet;
-
-const HOST_INDEX: u32 = 1_000_001;
-const PEER_INDEX: u32 = 2;
-
-fn net(text: &str) -> IpNet {
-    text.parse().unwrap()
-}
-
-fn address(text: &str) -> IpAddr {
-    text.parse().unwrap()
-}
-
-fn veth(name: &str, index: u32, netns: &Netns) -> CreateVeth {
-    CreateVeth {
-        name: name.to_owned(),
-        index,
-        alias: format!("agentd:{name}"),
-        mac: [0xee; 6],
-        mtu: 1420,
-        peer_netns: netns.clone(),
-        peer_name: "eth0".to_owned(),
-        peer_index: PEER_INDEX,
-        peer_mac: [2, 0, 0, 0, 0, 7],
-    }
-}
-
-fn route(prefix: &str, target: Target) -> Route {
-    Route {
-        prefix: net(prefix),
-        table: 254,
-        metric: if prefix.contains(':') { 1024 } else { 0 },
-        protocol: PROTOCOL_AGENTD,
-        target,
-    }
-}
-
-fn sysctl(place: &Place, path: &str, value: &str) -> Op {
-    Op::WriteSysctl {
-        place: place.clone(),
-        path: path.to_owned(),
-        value: value.to_owned(),
-    }
-}
-
-/// All that a workload needs, in the order of a plan.
-fn attach(netns: &Netns) -> Vec<Op> {
-    let inside = Place::Netns(netns.clone());
-    let host = Place::Host;
-    let neighbour = |place: &Place, index, text, mac| Op::ReplaceNeighbour {
-        place: place.clone(),
-        neighbour: Neighbour {
-            index,
-            address: address(text),
-            mac,
-            permanent: true,
-        },
-    };
-    let add_address = |place: &Place, index, text| Op::AddAddress {
-        place: place.clone(),
-        address: Address {
-            index,
-            net: net(text),
-            nodad: text.contains(':'),
-        },
-    };
-    let add_route = |place: &Place, route| Op::AddRoute {
-        place: place.clone(),
-        route,
-    };
-    let via = |prefix: &str, gateway: &str| {
-        route(
-            prefix,
-            Target::Gateways(vec![Gateway {
-                address: Some(address(gateway)),
-                index: PEER_INDEX,
-                onlink: false,
-                weight: 1,
-            }]),
-        )
-    };
-    let peer_mac = [2, 0, 0, 0, 0, 7];
-    vec![
-        Op::CreateVeth(Box::new(veth("agt0", HOST_INDEX, netns))),
-        sysctl(&host, "net/ipv4/conf/agt0/proxy_arp", "1"),
-        sysctl(&host, "net/ipv4/conf/agt0/forwarding", "1"),
-        sysctl(&host, "net/ipv4/conf/agt0/rp_filter", "1"),
-        sysctl(&host, "net/ipv4/neigh/agt0/proxy_delay", "0"),
-        sysctl(&host, "net/ipv6/conf/agt0/accept_dad", "0"),
-        sysctl(&host, "net/ipv6/conf/agt0/proxy_ndp", "1"),
-        add_address(&host, HOST_INDEX, "fe80::ecee:eeff:feee:eeee/64"),
-        neighbour(&host, HOST_INDEX, "10.244.1.5", peer_mac),
-        add_route(
-            &host,
-            route("10.244.1.5/32", Target::Link { index: HOST_INDEX }),
-        ),
-        add_route(
-            &host,
-            route("fd00:1::5/128", Target::Link { index: HOST_INDEX }),
-        ),
-        sysctl(&inside, "net/ipv6/conf/eth0/accept_ra", "0"),
-        add_address(&inside, PEER_INDEX, "10.244.1.5/32"),
-        add_address(&inside, PEER_INDEX, "fd00:1::5/128"),
-        neighbour(&inside, PEER_INDEX, "169.254.1.1", [0xee; 6]),
-        add_route(
-            &inside,
-            route("169.254.1.1/32", Target::Link { index: PEER_INDEX }),
-        ),
-        add_route(&inside, via("0.0.0.0/0", "169.254.1.1")),
-        add_route(&inside, via("::/0", "fe80::ecee:eeff:feee:eeee")),
-    ]
-}
-
-fn all_ok(results: &[OpResult]) {
-    for (index, result) in results.iter().enumerate() {
-        assert!(result.is_ok(), "operation {index}: {result:?}");
-    }
-}
-
-fn errno(result: &OpResult) -> i32 {
-    result.as_ref().err().map_or(0, |error| error.errno)
-}
-
-async fn place(kernel: &Kernel, place: Place) -> Snapshot {
-    kernel
-        .query(Query::Place {
-            place,
-            sysctls: Vec::new(),
-        })
-        .await
-        .unwrap()
-}
 
 #[test]
 fn a_workload_is_made_in_place_with_all_its_values() {
@@ -245,35 +114,6 @@ fn a_workload_is_made_in_place_with_all_its_values() {
         );
         assert_eq!(inside.neighbours.len(), 1);
     });
-}
-
-/// A link of the host that can carry a gateway, without a workload.
-fn underlay() -> u32 {
-    ip("link add under0 index 77 type veth peer name under1");
-    ip("link set under0 up");
-    ip("link set under1 up");
-    ip("address add 192.168.7.1/24 dev under0");
-    ip("address add fd00:7::1/64 dev under0 nodad");
-    77
-}
-
-fn gateway(text: &str, index: u32) -> Gateway {
-    Gateway {
-        address: Some(address(text)),
-        index,
-        onlink: false,
-        weight: 1,
-    }
-}
-
-fn learned(prefix: IpNet, id: u32) -> Route {
-    Route {
-        prefix,
-        table: 254,
-        metric: 0,
-        protocol: PROTOCOL_AGENTD_BGP,
-        target: Target::NextHop { id },
-    }
 }
 
 #[test]
@@ -548,172 +388,6 @@ fn nothing_keeps_a_deleted_namespace_alive() {
     });
 }
 
-/// Everything heard until `last` is heard.
-async fn heard_until(
-    changes: &mut Changes,
-    last: impl Fn(&Place, &Change) -> bool,
-) -> Vec<(Place, Change)> {
-    let mut heard = Vec::new();
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
-    loop {
-        match tokio::time::timeout_at(deadline, changes.next()).await {
-            Ok(Some(ChangeEvent::Change(place, change))) => {
-                let end = last(&place, &change);
-                heard.push((place, change));
-                if end {
-                    return heard;
-                }
-            }
-            Ok(Some(ChangeEvent::Overrun)) => {}
-            Ok(None) | Err(_) => panic!("heard only {heard:#?}"),
-        }
-    }
-}
-
-#[test]
-fn own_changes_are_not_heard_and_those_of_others_are_everywhere() {
-    on_a_host(|| async {
-        let index = underlay();
-        let workload = Workload::new();
-        let netns = workload.netns();
-        let (kernel, mut changes) = Kernel::open().unwrap();
-        let mut ops = attach(&netns);
-        ops.push(Op::ReplaceNextHop(NextHop {
-            id: 5,
-            protocol: PROTOCOL_AGENTD_BGP,
-            kind: NextHopKind::Gateway(gateway("192.168.7.2", index)),
-        }));
-        all_ok(&kernel.apply(ops).await);
-        ip("route add 10.5.0.0/16 via 192.168.7.9");
-        let heard = heard_until(&mut changes, |place, change| {
-            *place == Place::Host
-                && matches!(change, Change::Route(route) if route.prefix == net("10.5.0.0/16"))
-        })
-        .await;
-        // Effects that the kernel does not attribute may be heard; objects that were written not.
-        let own: Vec<_> = heard
-            .iter()
-            .filter(|(_, change)| match change {
-                Change::Route(route) => route.protocol == PROTOCOL_AGENTD,
-                Change::Neighbour(_) | Change::NextHop(_) => true,
-                _ => false,
-            })
-            .collect();
-        assert!(own.is_empty(), "{own:#?}");
-
-        ip("route delete 10.244.1.5/32");
-        ip("nexthop delete id 5");
-        workload.ip("neighbour delete 169.254.1.1 dev eth0");
-        workload.ip("route delete default");
-        workload.ip("address delete 10.244.1.5/32 dev eth0");
-        let inside = Place::Netns(netns.clone());
-        let heard = heard_until(&mut changes, |place, change| {
-            *place == inside
-                && matches!(change, Change::AddressDeleted(address)
-                    if address.net == net("10.244.1.5/32"))
-        })
-        .await;
-        let has = |wanted: &dyn Fn(&Place, &Change) -> bool| {
-            assert!(
-                heard.iter().any(|(place, change)| wanted(place, change)),
-                "{heard:#?}"
-            );
-        };
-        has(&|place, change| {
-            *place == Place::Host
-                && *change
-                    == Change::RouteDeleted(route(
-                        "10.244.1.5/32",
-                        Target::Link { index: HOST_INDEX },
-                    ))
-        });
-        has(&|_, change| *change == Change::NextHopDeleted { id: 5 });
-        has(&|place, change| {
-            *place == inside
-                && matches!(change, Change::RouteDeleted(route) if route.prefix.prefix_len() == 0)
-        });
-
-        has(&|place, change| {
-            *place == inside
-                && matches!(change, Change::NeighbourDeleted(entry)
-                    if entry.address == address("169.254.1.1"))
-        });
-
-        ip("link set agt0 mtu 1300");
-        common::run(
-            "ip",
-            &format!(
-                "netns exec {} sysctl -qw net.ipv4.conf.eth0.rp_filter=2",
-                workload.path().file_name().unwrap().to_str().unwrap()
-            ),
-        );
-        let heard = heard_until(&mut changes, |place, change| {
-            *place == inside && matches!(change, Change::Netconf { index: PEER_INDEX })
-        })
-        .await;
-        assert!(heard.iter().any(|(place, change)| *place == Place::Host
-            && matches!(change, Change::Link(link) if link.mtu == 1300)));
-    });
-}
-
-#[test]
-fn a_restarted_driver_hears_a_workload_once_it_has_read_it() {
-    on_a_host(|| async {
-        let workload = Workload::new();
-        let netns = workload.netns();
-        let (kernel, changes) = Kernel::open().unwrap();
-        all_ok(&kernel.apply(attach(&netns)).await);
-        drop((kernel, changes));
-
-        let (kernel, mut changes) = Kernel::open().unwrap();
-        let inside = Place::Netns(netns);
-        place(&kernel, inside.clone()).await;
-        workload.ip("link set eth0 mtu 1200");
-        heard_until(&mut changes, |place, change| {
-            *place == inside && matches!(change, Change::Link(link) if link.mtu == 1200)
-        })
-        .await;
-    });
-}
-
-#[test]
-fn lost_notifications_are_told() {
-    on_a_host(|| async {
-        underlay();
-        let (kernel, mut changes) = Kernel::open().unwrap();
-        // More than the buffer holds, by somebody else, and nobody reads.
-        let (other, _) = Kernel::open().unwrap();
-        let ops = (0..80_000_u32)
-            .map(|number| {
-                let bits = u32::from_be_bytes([20, 0, 0, 0]) + (number << 8);
-                let prefix = IpNet::new(std::net::Ipv4Addr::from_bits(bits).into(), 24).unwrap();
-                Op::AddRoute {
-                    place: Place::Host,
-                    route: Route {
-                        prefix,
-                        ..route("0.0.0.0/0", Target::Blackhole)
-                    },
-                }
-            })
-            .collect();
-        all_ok(&other.apply(ops).await);
-        let mut overrun = false;
-        while let Ok(event) = tokio::time::timeout(Duration::from_millis(200), changes.next()).await
-        {
-            overrun |= event == Some(ChangeEvent::Overrun);
-        }
-        assert!(overrun);
-        // It goes on hearing.
-        ip("link add later0 type veth peer name later1");
-        heard_until(
-            &mut changes,
-            |_, change| matches!(change, Change::Link(link) if link.name == "later0"),
-        )
-        .await;
-        drop(kernel);
-    });
-}
-
 #[test]
 fn nexthop_groups_and_gateways_of_both_families_are_read_as_written() {
     on_a_host(|| async {
@@ -773,23 +447,5 @@ fn nexthop_groups_and_gateways_of_both_families_are_read_as_written() {
         }
         all_ok(&kernel.apply(vec![Op::DeleteNextHop { id: 3 }]).await);
         assert!(!ip("-6 route show").contains("fd00:9::/64"));
-    });
-}
-
-#[test]
-fn a_namespace_without_a_link_of_ours_is_read() {
-    on_a_host(|| async {
-        let workload = Workload::new();
-        workload.ip("link add eth0 type veth peer name other");
-        let (kernel, mut changes) = Kernel::open().unwrap();
-        let inside = Place::Netns(workload.netns());
-        let snapshot = place(&kernel, inside.clone()).await;
-        assert_eq!(snapshot.links.len(), 3);
-        // It has a number from now on.
-        workload.ip("link set eth0 mtu 1234");
-        heard_until(&mut changes, |place, change| {
-            *place == inside && matches!(change, Change::Link(link) if link.mtu == 1234)
-        })
-        .await;
     });
 }

@@ -3,6 +3,8 @@
 
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod ops;
+
 use std::{
     future::Future,
     os::unix::fs::MetadataExt,

@@ -1,0 +1,179 @@
+//! What the Linux driver hears, on the host and in workloads' namespaces.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Workload, ip, on_a_host, ops::*};
+use dataplane::{
+    kernel::{
+        Change, NextHop, NextHopKind, Op, PROTOCOL_AGENTD, PROTOCOL_AGENTD_BGP, Place, Route,
+        Target,
+    },
+    linux::{ChangeEvent, Kernel},
+};
+use ipnet::IpNet;
+
+#[test]
+fn own_changes_are_not_heard_and_those_of_others_are_everywhere() {
+    on_a_host(|| async {
+        let index = underlay();
+        let workload = Workload::new();
+        let netns = workload.netns();
+        let (kernel, mut changes) = Kernel::open().unwrap();
+        let mut ops = attach(&netns);
+        ops.push(Op::ReplaceNextHop(NextHop {
+            id: 5,
+            protocol: PROTOCOL_AGENTD_BGP,
+            kind: NextHopKind::Gateway(gateway("192.168.7.2", index)),
+        }));
+        all_ok(&kernel.apply(ops).await);
+        ip("route add 10.5.0.0/16 via 192.168.7.9");
+        let heard = heard_until(&mut changes, |place, change| {
+            *place == Place::Host
+                && matches!(change, Change::Route(route) if route.prefix == net("10.5.0.0/16"))
+        })
+        .await;
+        // Effects that the kernel does not attribute may be heard; objects that were written not.
+        let own: Vec<_> = heard
+            .iter()
+            .filter(|(_, change)| match change {
+                Change::Route(route) => route.protocol == PROTOCOL_AGENTD,
+                Change::Neighbour(_) | Change::NextHop(_) => true,
+                _ => false,
+            })
+            .collect();
+        assert!(own.is_empty(), "{own:#?}");
+
+        ip("route delete 10.244.1.5/32");
+        ip("nexthop delete id 5");
+        workload.ip("neighbour delete 169.254.1.1 dev eth0");
+        workload.ip("route delete default");
+        workload.ip("address delete 10.244.1.5/32 dev eth0");
+        let inside = Place::Netns(netns.clone());
+        let heard = heard_until(&mut changes, |place, change| {
+            *place == inside
+                && matches!(change, Change::AddressDeleted(address)
+                    if address.net == net("10.244.1.5/32"))
+        })
+        .await;
+        let has = |wanted: &dyn Fn(&Place, &Change) -> bool| {
+            assert!(
+                heard.iter().any(|(place, change)| wanted(place, change)),
+                "{heard:#?}"
+            );
+        };
+        has(&|place, change| {
+            *place == Place::Host
+                && *change
+                    == Change::RouteDeleted(route(
+                        "10.244.1.5/32",
+                        Target::Link { index: HOST_INDEX },
+                    ))
+        });
+        has(&|_, change| *change == Change::NextHopDeleted { id: 5 });
+        has(&|place, change| {
+            *place == inside
+                && matches!(change, Change::RouteDeleted(route) if route.prefix.prefix_len() == 0)
+        });
+
+        has(&|place, change| {
+            *place == inside
+                && matches!(change, Change::NeighbourDeleted(entry)
+                    if entry.address == address("169.254.1.1"))
+        });
+
+        ip("link set agt0 mtu 1300");
+        common::run(
+            "ip",
+            &format!(
+                "netns exec {} sysctl -qw net.ipv4.conf.eth0.rp_filter=2",
+                workload.path().file_name().unwrap().to_str().unwrap()
+            ),
+        );
+        let heard = heard_until(&mut changes, |place, change| {
+            *place == inside && matches!(change, Change::Netconf { index: PEER_INDEX })
+        })
+        .await;
+        assert!(heard.iter().any(|(place, change)| *place == Place::Host
+            && matches!(change, Change::Link(link) if link.mtu == 1300)));
+    });
+}
+
+#[test]
+fn a_restarted_driver_hears_a_workload_once_it_has_read_it() {
+    on_a_host(|| async {
+        let workload = Workload::new();
+        let netns = workload.netns();
+        let (kernel, changes) = Kernel::open().unwrap();
+        all_ok(&kernel.apply(attach(&netns)).await);
+        drop((kernel, changes));
+
+        let (kernel, mut changes) = Kernel::open().unwrap();
+        let inside = Place::Netns(netns);
+        place(&kernel, inside.clone()).await;
+        workload.ip("link set eth0 mtu 1200");
+        heard_until(&mut changes, |place, change| {
+            *place == inside && matches!(change, Change::Link(link) if link.mtu == 1200)
+        })
+        .await;
+    });
+}
+
+#[test]
+fn lost_notifications_are_told() {
+    on_a_host(|| async {
+        underlay();
+        let (kernel, mut changes) = Kernel::open().unwrap();
+        // More than the buffer holds, by somebody else, and nobody reads.
+        let (other, _) = Kernel::open().unwrap();
+        let ops = (0..80_000_u32)
+            .map(|number| {
+                let bits = u32::from_be_bytes([20, 0, 0, 0]) + (number << 8);
+                let prefix = IpNet::new(std::net::Ipv4Addr::from_bits(bits).into(), 24).unwrap();
+                Op::AddRoute {
+                    place: Place::Host,
+                    route: Route {
+                        prefix,
+                        ..route("0.0.0.0/0", Target::Blackhole)
+                    },
+                }
+            })
+            .collect();
+        all_ok(&other.apply(ops).await);
+        let mut overrun = false;
+        while let Ok(event) = tokio::time::timeout(Duration::from_millis(200), changes.next()).await
+        {
+            overrun |= event == Some(ChangeEvent::Overrun);
+        }
+        assert!(overrun);
+        // It goes on hearing.
+        ip("link add later0 type veth peer name later1");
+        heard_until(
+            &mut changes,
+            |_, change| matches!(change, Change::Link(link) if link.name == "later0"),
+        )
+        .await;
+        drop(kernel);
+    });
+}
+
+#[test]
+fn a_namespace_without_a_link_of_ours_is_read() {
+    on_a_host(|| async {
+        let workload = Workload::new();
+        workload.ip("link add eth0 type veth peer name other");
+        let (kernel, mut changes) = Kernel::open().unwrap();
+        let inside = Place::Netns(workload.netns());
+        let snapshot = place(&kernel, inside.clone()).await;
+        assert_eq!(snapshot.links.len(), 3);
+        // It has a number from now on.
+        workload.ip("link set eth0 mtu 1234");
+        heard_until(&mut changes, |place, change| {
+            *place == inside && matches!(change, Change::Link(link) if link.mtu == 1234)
+        })
+        .await;
+    });
+}
