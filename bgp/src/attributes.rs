@@ -301,3 +301,70 @@ pub struct UnknownAttribute {
     pub code: u8,
     pub value: Box<[u8]>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(segments: &[(SegmentKind, &[u32])]) -> AsPath {
+        AsPath(
+            segments
+                .iter()
+                .map(|(kind, asns)| Segment {
+                    kind: *kind,
+                    asns: asns.iter().copied().map(Asn).collect(),
+                })
+                .collect(),
+        )
+    }
+
+    // RFC 4271 §9.1.2.2 a, RFC 5065 §5.3
+    #[test]
+    fn a_set_counts_as_one_and_a_confederation_as_nothing() {
+        let path = path(&[
+            (SegmentKind::ConfedSequence, &[7, 8]),
+            (SegmentKind::Sequence, &[1, 2, 3]),
+            (SegmentKind::Set, &[4, 5]),
+        ]);
+        assert_eq!(path.path_length(), 4);
+        assert_eq!(path.to_string(), "(7 8) 1 2 3 {4 5}");
+        assert!(path.contains(Asn(5)) && path.contains(Asn(8)) && !path.contains(Asn(6)));
+        assert_eq!((path.neighbor(), path.origin()), (None, None));
+    }
+
+    // RFC 4271 §5.1.2 b
+    #[test]
+    fn prepending_starts_a_segment_where_there_is_none_to_extend() {
+        let mut empty = AsPath::default();
+        empty.prepend(Asn(1), 2);
+        assert_eq!(empty, path(&[(SegmentKind::Sequence, &[1, 1])]));
+
+        let set = path(&[(SegmentKind::Set, &[4])]).prepended(Asn(1));
+        assert_eq!(set.to_string(), "1 {4}");
+
+        let full = AsPath::sequence((0..255).map(Asn)).prepended(Asn(9));
+        assert_eq!(full.0.len(), 2);
+        assert_eq!(full.neighbor(), Some(Asn(9)));
+        assert_eq!(full.origin(), Some(Asn(254)));
+        assert_eq!(full.path_length(), 256);
+    }
+
+    #[test]
+    fn sequences_hold_at_most_255_numbers() {
+        let lengths: Vec<_> = AsPath::sequence((1..=600).map(Asn))
+            .0
+            .iter()
+            .map(|segment| segment.asns.len())
+            .collect();
+        assert_eq!(lengths, [255, 255, 90]);
+        assert!(AsPath::sequence([]).is_empty());
+    }
+
+    #[test]
+    fn communities_are_written_as_people_know_them() {
+        assert_eq!(format_community(0xfc00_0064), "64512:100");
+        assert_eq!(format_community(well_known::NO_EXPORT), "no-export");
+        assert_eq!(format_community(well_known::BLACKHOLE), "blackhole");
+        assert_eq!(format_large_community([64512, 1, 2]), "64512:1:2");
+    }
+}
