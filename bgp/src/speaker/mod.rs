@@ -45,6 +45,9 @@ const PULL_BUDGET: usize = 64 * 1024;
 /// A peer that does not know End-of-RIB is taken to have sent its table after so long.
 const TABLE_WITHOUT_MARKER: Duration = Duration::from_secs(10);
 
+/// How long the program may take to say whether the next hops of the first tables are reachable.
+const RESOLVING_TIME: Duration = Duration::from_secs(10);
+
 /// Why an administrative command was not done.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AdminError {
@@ -127,6 +130,10 @@ struct Connection {
 enum FirstSync {
     Waiting {
         deadline: Instant,
+    },
+    /// All tables are here; the program may still be looking for next hops.
+    Resolving {
+        give_up_at: Instant,
     },
     /// To be reported.
     Reached,
@@ -322,6 +329,7 @@ impl Speaker {
                     .map(|table| table.since + TABLE_WITHOUT_MARKER)
                     .fold(deadline, Instant::min),
             ),
+            FirstSync::Resolving { give_up_at } => Some(give_up_at),
             FirstSync::Reached | FirstSync::Done => None,
         };
         sessions.into_iter().chain(first_sync).min()
@@ -344,6 +352,9 @@ impl Speaker {
                 peer.scheduled = None;
             }
             self.with_session(now, peer_id, |session, cx| session.timeout(cx));
+        }
+        if matches!(self.first_sync, FirstSync::Resolving { give_up_at } if give_up_at <= now) {
+            self.first_sync = FirstSync::Reached;
         }
         self.check_first_sync(now);
     }
@@ -401,7 +412,11 @@ impl Speaker {
     /// True once: every peer has sent its table, or the deadline has passed, and all next hops of
     /// these tables were answered. Take all route changes before asking.
     pub fn poll_first_sync(&mut self) -> bool {
-        let reached = matches!(self.first_sync, FirstSync::Reached) && self.unanswered.is_empty();
+        let reached = match self.first_sync {
+            FirstSync::Resolving { .. } => self.unanswered.is_empty(),
+            FirstSync::Reached => true,
+            FirstSync::Waiting { .. } | FirstSync::Done => false,
+        };
         if reached {
             self.first_sync = FirstSync::Done;
         }
@@ -759,7 +774,7 @@ impl Speaker {
         };
         let past = match self.first_sync {
             FirstSync::Waiting { deadline } => now >= deadline,
-            FirstSync::Reached | FirstSync::Done => true,
+            FirstSync::Resolving { .. } | FirstSync::Reached | FirstSync::Done => true,
         };
         if self.end_of_rib == EndOfRib::WaitingForPeers
             && (past
@@ -779,7 +794,9 @@ impl Speaker {
             .map(has_table)
             .all(|table| table.is_some_and(|(complete, _)| complete));
         if all || past {
-            self.first_sync = FirstSync::Reached;
+            self.first_sync = FirstSync::Resolving {
+                give_up_at: now + RESOLVING_TIME,
+            };
             // RFC 4724 §4.1: from here on a lost session is not part of the restart.
             for peer in self.peers.values_mut() {
                 peer.session.set_restarting(None);

@@ -206,3 +206,20 @@ fn a_silent_cut_is_noticed_within_the_hold_time_and_the_routes_go_or_stay_as_agr
         assert_eq!(world.nodes[1].forwarding.len(), 1);
     }
 }
+
+#[test]
+fn the_first_sync_waits_for_answers_about_next_hops_but_not_for_ever() {
+    let mut one = config(64512, 0);
+    let mut two = config(64513, 1);
+    one.peers = vec![peer(1, 64513)];
+    two.peers = vec![peer(0, 64512)];
+    let mut world = World::new(8, vec![one, two]);
+    world.nodes[1].answers = false;
+    world.originate(0, prefix(0, 0, Family::Ipv4Unicast));
+    run_for(&mut world, 9);
+    assert!(world.all_established());
+    assert!(world.nodes[0].first_sync);
+    assert!(!world.nodes[1].first_sync);
+    run_for(&mut world, 9);
+    assert!(world.nodes[1].first_sync);
+}

@@ -55,6 +55,8 @@ pub struct Node {
     pub first_sync: bool,
     ends: HashMap<ConnectionId, (usize, usize)>,
     pub dead: bool,
+    /// The program says what it knows of next hops: all are reachable.
+    pub answers: bool,
 }
 
 /// One end of a pipe.
@@ -148,6 +150,7 @@ impl World {
                 first_sync: false,
                 ends: HashMap::new(),
                 dead: false,
+                answers: true,
             });
         }
         for node in 0..world.nodes.len() {
@@ -389,7 +392,9 @@ impl World {
             }
             while let Some(watch) = self.nodes[node].speaker.poll_next_hop_watch() {
                 worked = true;
-                if let NextHopWatch::Watch(address) = watch {
+                if let NextHopWatch::Watch(address) = watch
+                    && self.nodes[node].answers
+                {
                     self.nodes[node]
                         .speaker
                         .set_next_hop(address, NextHopState::Reachable { metric: 0 });
