@@ -22,6 +22,8 @@ use crate::{
 
 /// Commands that may wait for the speaker task; senders wait when it is full.
 pub(super) const COMMAND_QUEUE: usize = 256;
+/// Prefixes or next hops in one command, so that the speaker never works on one for long.
+const PREFIXES_PER_COMMAND: usize = 4096;
 
 /// Why a driver did not start.
 #[derive(Debug, thiserror::Error)]
@@ -104,12 +106,16 @@ impl Handle {
 
     /// Adds prefixes to what this speaker originates. Idempotent.
     pub async fn originate(&self, prefixes: Vec<IpNet>) {
-        self.send(Command::Originate(prefixes)).await;
+        for some in prefixes.chunks(PREFIXES_PER_COMMAND) {
+            self.send(Command::Originate(some.to_vec())).await;
+        }
     }
 
     /// Takes prefixes away from what this speaker originates. Idempotent.
     pub async fn withdraw(&self, prefixes: Vec<IpNet>) {
-        self.send(Command::Withdraw(prefixes)).await;
+        for some in prefixes.chunks(PREFIXES_PER_COMMAND) {
+            self.send(Command::Withdraw(some.to_vec())).await;
+        }
     }
 
     /// The originations that an earlier run left are complete. Nothing is announced to any peer
@@ -120,7 +126,9 @@ impl Handle {
 
     /// Tells about addresses that [`Update::WatchNextHops`] asked for.
     pub async fn set_next_hops(&self, states: Vec<(IpAddr, NextHopState)>) {
-        self.send(Command::SetNextHops(states)).await;
+        for some in states.chunks(PREFIXES_PER_COMMAND) {
+            self.send(Command::SetNextHops(some.to_vec())).await;
+        }
     }
 
     /// Every configured peer, in the order of configuration.
