@@ -43,7 +43,7 @@ impl fmt::Debug for Context {
 
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "[telemetry] metrics_listen = \"{address}\": {source}; choose another port, or leave the key out"
+    "[telemetry] metrics_listen = \"{address}\": {source}; choose another port, or \"off\""
 )]
 pub struct ListenError {
     pub address: SocketAddr,
