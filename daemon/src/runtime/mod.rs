@@ -7,12 +7,13 @@
 //! The order is the one in which a start can fail: nothing is written to the kernel, and no peer is
 //! contacted, before the state is open, no other agent runs, and all ports are taken.
 
+mod carry;
 mod outbox;
+mod scrape;
 mod setup;
 mod task;
 
 use std::{
-    collections::HashMap,
     io,
     net::IpAddr,
     path::PathBuf,
@@ -22,10 +23,7 @@ use std::{
 
 use bgp::{
     driver::SpawnError,
-    speaker::{
-        config::{ConfigError, Restarting},
-        status::{PeerState, RouteQuery, RouteTable},
-    },
+    speaker::config::{ConfigError, Restarting},
     types::Family,
 };
 use dataplane::{desired::Event, kernel::Target, linux::OpenError};
@@ -37,8 +35,8 @@ use tokio::{
 };
 
 use self::{
-    outbox::{Outbox, ToDataplane, ToSpeaker},
-    task::{Ack, End, Inputs, Task},
+    outbox::Outbox,
+    task::{End, Inputs, Task},
 };
 use crate::{
     api::{self, network::Live, network::Network, socket},
@@ -47,7 +45,7 @@ use crate::{
     node::{Node, handle::NodeHandle},
     store::{Recovered, Store, StoreError},
     telemetry::{
-        metrics::{Metrics, PeerDirection, PeerLabel, PeerPrefixes, PoolLabel, StateLabel},
+        metrics::Metrics,
         notify,
         serve::{self, ListenError},
     },
@@ -69,7 +67,7 @@ pub enum StartError {
     Kernel(#[from] OpenError),
     #[error("the kernel's links, addresses and routes could not be read within {} s", FIRST_DUMP.as_secs())]
     NoDump,
-    #[error(transparent)]
+    #[error("{0}; bgp.listen and bgp.peer say where and with whom BGP is spoken")]
     Speaker(SpawnError),
     #[error("the BGP configuration cannot be used: {0}")]
     SpeakerConfig(#[from] ConfigError),
@@ -194,21 +192,21 @@ pub async fn run(config: Config) -> Result<(), StartError> {
         let context = serve::Context {
             metrics: metrics.clone(),
             ready: ready.clone(),
-            refresh: Arc::new(Scrape(context)),
+            refresh: Arc::new(scrape::Scrape(context)),
         };
         tokio::spawn(serve::serve(listener, context, until_true(stopped.clone())));
     }
 
     let (to_dataplane, dataplane_queue) = Outbox::new();
-    tokio::spawn(carry_to_dataplane(dataplane.clone(), dataplane_queue));
+    tokio::spawn(carry::to_dataplane(dataplane.clone(), dataplane_queue));
     let (acks, acks_queue) = mpsc::channel(64);
     let (originated, originated_changes) = watch::channel(Vec::new());
     let to_speaker = speaker.clone().map(|speaker| {
         let (outbox, queue) = Outbox::new();
-        tokio::spawn(carry_to_speaker(speaker, queue, acks.clone()));
+        tokio::spawn(carry::to_speaker(speaker, queue, acks.clone()));
         outbox
     });
-    tokio::spawn(count_advertised(network, originated_changes, acks));
+    tokio::spawn(carry::count_advertised(network, originated_changes, acks));
 
     let task = Task::new(
         node,
@@ -333,201 +331,6 @@ async fn restarting(
     Some(Restarting {
         forwarding_preserved,
     })
-}
-
-async fn carry_to_dataplane(
-    dataplane: dataplane::runtime::Handle,
-    mut queue: mpsc::Receiver<ToDataplane>,
-) {
-    while let Some(message) = queue.recv().await {
-        let result = match message {
-            ToDataplane::Set(objects) => dataplane.set(objects).await,
-            ToDataplane::Remove(ids) => dataplane.remove(ids).await,
-            ToDataplane::Synced(source) => dataplane.source_synced(source).await,
-            ToDataplane::WatchNextHops { add, remove } => {
-                dataplane.watch_next_hops(add, remove).await
-            }
-        };
-        // The node's task notices the end of the dataplane by itself.
-        if result.is_err() {
-            return;
-        }
-    }
-}
-
-async fn carry_to_speaker(
-    speaker: bgp::driver::Handle,
-    mut queue: mpsc::Receiver<ToSpeaker>,
-    acks: mpsc::Sender<Ack>,
-) {
-    while let Some(message) = queue.recv().await {
-        let ack = match message {
-            ToSpeaker::Originate(blocks) => {
-                speaker.originate(blocks.clone()).await;
-                Ack::Originated(blocks)
-            }
-            ToSpeaker::Withdraw(blocks) => {
-                speaker.withdraw(blocks.clone()).await;
-                Ack::Withdrawn(blocks)
-            }
-            ToSpeaker::OriginationsSynced => {
-                speaker.originations_synced().await;
-                continue;
-            }
-            ToSpeaker::NextHops(states) => {
-                speaker.set_next_hops(states).await;
-                continue;
-            }
-        };
-        if acks.send(ack).await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Counts the Established peers that have each originated block, whenever asked to.
-async fn count_advertised(
-    network: Arc<dyn Network>,
-    mut originated: watch::Receiver<Vec<IpNet>>,
-    acks: mpsc::Sender<Ack>,
-) {
-    while originated.changed().await.is_ok() {
-        let blocks = originated.borrow_and_update().clone();
-        let mut counts: HashMap<IpNet, u32> = blocks.iter().map(|cidr| (*cidr, 0)).collect();
-        let peers = network.peers().await;
-        for peer in peers
-            .iter()
-            .filter(|peer| peer.state == PeerState::Established)
-        {
-            for (cidr, count) in &mut counts {
-                let page = network
-                    .routes(RouteQuery {
-                        table: RouteTable::AdjRibOut,
-                        peer: Some(peer.name.clone()),
-                        prefix: Some(*cidr),
-                        after: None,
-                        limit: 1,
-                    })
-                    .await;
-                if page.routes.iter().any(|route| route.prefix == *cidr) {
-                    *count += 1;
-                }
-            }
-        }
-        let counts = counts.into_iter().collect();
-        if acks.send(Ack::Advertised(counts)).await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Reads what is only counted when somebody looks.
-#[derive(Debug)]
-struct Scrape(api::Context);
-
-#[tonic::async_trait]
-impl serve::Refresh for Scrape {
-    async fn refresh(&self, metrics: &Metrics) {
-        let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-        let state = |state| StateLabel { state };
-        let api::Context { node, network, .. } = &self.0;
-        if let Ok(status) = node.status().await {
-            let ok = status.workloads.saturating_sub(status.workloads_failed);
-            let set = |label, value| {
-                metrics
-                    .workloads
-                    .get_or_create(&state(label))
-                    .set(gauge(value));
-            };
-            set("ok", ok);
-            set("failed", status.workloads_failed);
-            let inactive = status.blocks.saturating_sub(status.blocks_active);
-            let set = |label, value| {
-                metrics
-                    .blocks
-                    .get_or_create(&state(label))
-                    .set(gauge(value));
-            };
-            set("active", status.blocks_active);
-            set("inactive", inactive);
-        }
-        for pool in node.pools().await.unwrap_or_default() {
-            let label = PoolLabel { pool: pool.name };
-            metrics
-                .pool_addresses_held
-                .get_or_create(&label)
-                .set(gauge(pool.addresses_held));
-            metrics
-                .pool_addresses_used
-                .get_or_create(&label)
-                .set(gauge(pool.addresses_used));
-        }
-        for peer in network.peers().await {
-            let label = PeerLabel {
-                peer: peer.name.clone(),
-            };
-            metrics
-                .peer_established
-                .get_or_create(&label)
-                .set(i64::from(peer.state == PeerState::Established));
-            metrics
-                .peer_drops
-                .get_or_create(&label)
-                .set(gauge(peer.counters.dropped_count));
-            for (direction, count) in [
-                ("received", peer.counters.messages_received),
-                ("sent", peer.counters.messages_sent),
-            ] {
-                let label = PeerDirection {
-                    peer: peer.name.clone(),
-                    direction,
-                };
-                metrics
-                    .peer_messages
-                    .get_or_create(&label)
-                    .set(gauge(count));
-            }
-            for status in peer.families {
-                let family = match status.family {
-                    Family::Ipv4Unicast => "ipv4-unicast",
-                    Family::Ipv6Unicast => "ipv6-unicast",
-                };
-                for (kind, count) in [
-                    ("received", status.received),
-                    ("accepted", status.accepted),
-                    ("advertised", status.advertised),
-                ] {
-                    let label = PeerPrefixes {
-                        peer: peer.name.clone(),
-                        family,
-                        kind,
-                    };
-                    metrics
-                        .peer_prefixes
-                        .get_or_create(&label)
-                        .set(gauge(count));
-                }
-            }
-        }
-        if let Ok(status) = network.dataplane().await {
-            let count = |length: usize| i64::try_from(length).unwrap_or(i64::MAX);
-            for (label, length) in [
-                ("wanted", status.objects),
-                ("pending", status.pending),
-                ("failing", status.failing),
-            ] {
-                metrics
-                    .dataplane_objects
-                    .get_or_create(&state(label))
-                    .set(count(length));
-            }
-            metrics.dataplane_writes.set(gauge(status.writes));
-            metrics.dataplane_repairs.set(gauge(status.repairs));
-            metrics
-                .dataplane_conflicts
-                .set(count(status.conflicts.len()));
-        }
-    }
 }
 
 /// Reads the configuration again and says what of it needs a restart. Nothing changes live yet.

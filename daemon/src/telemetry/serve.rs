@@ -42,9 +42,7 @@ impl fmt::Debug for Context {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "[telemetry] metrics_listen = \"{address}\": {source}; choose another port, or \"off\""
-)]
+#[error("[telemetry] metrics_listen = \"{address}\": {source}; choose another port, or \"off\"")]
 pub struct ListenError {
     pub address: SocketAddr,
     pub source: io::Error,

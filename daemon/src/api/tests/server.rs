@@ -256,12 +256,7 @@ async fn obliging(mut requests: mpsc::Receiver<Request>) {
 
 type Waiting<T> = Vec<Option<oneshot::Sender<Result<T, Error>>>>;
 
-fn answer(
-    caller: Caller,
-    reply: Reply,
-    adds: &mut Waiting<Added>,
-    deletes: &mut Waiting<bool>,
-) {
+fn answer(caller: Caller, reply: Reply, adds: &mut Waiting<Added>, deletes: &mut Waiting<bool>) {
     let index = usize::try_from(caller.0 / 2).unwrap();
     match reply {
         Reply::Added(result) => {
