@@ -21,6 +21,8 @@
 //! that a restarted peer is taken back at once; protocol errors do, and so does a neighbour that
 //! keeps failing, with doubling time. While held, connections are refused without a message.
 
+mod ending;
+mod handshake;
 mod machine;
 mod open;
 mod timers;
