@@ -151,6 +151,18 @@ impl Node {
         }
     }
 
+    /// The allocator holds the block.
+    pub(super) fn holds(&mut self, now: Now, cidr: IpNet) -> bool {
+        let found = self.ipam.lookup(now, cidr.addr()).block;
+        found.is_some_and(|block| block.cidr == cidr)
+    }
+
+    /// Deletes the record of a block that is not held.
+    pub(super) fn drop_orphan(&mut self, cidr: IpNet) {
+        self.persist(Pending::Orphan(cidr), vec![Record::DeleteBlock(cidr)]);
+        self.block_settled(cidr);
+    }
+
     /// How many peers have each block. Blocks that are not named keep their number.
     pub fn handle_advertised(&mut self, counts: Vec<(IpNet, u32)>) {
         for (cidr, count) in counts {

@@ -231,6 +231,8 @@ enum Pending {
     },
     Claim(IpNet),
     DropBlock(IpNet),
+    /// The deletion of the record of a block that is not held.
+    Orphan(IpNet),
 }
 
 /// See the module.
@@ -354,7 +356,7 @@ impl Node {
             .partition(|(at, _)| *at <= now.instant);
         self.retries = later;
         for (_, pending) in due {
-            self.retry(pending);
+            self.retry(now, pending);
         }
     }
 
@@ -379,13 +381,20 @@ impl Node {
             Pending::Release { id, generation } => self.release_done(now, &id, generation, result),
             Pending::Erase { id, generation } => self.erase_done(now, &id, generation, result),
             Pending::Claim(cidr) => match result {
-                Ok(()) => self.ipam.block_persisted(cidr),
+                Ok(()) if self.holds(now, cidr) => self.ipam.block_persisted(cidr),
+                // Two claims of it were on their way; the first failed, and it was given up.
+                Ok(()) => self.drop_orphan(cidr),
                 Err(_) => {
                     self.ipam.block_claim_failed(now, cidr);
                     self.block_settled(cidr);
                 }
             },
             Pending::DropBlock(cidr) => self.drop_block_done(now, cidr, result),
+            Pending::Orphan(_) => {
+                if result.is_err() {
+                    self.retries.push((now.instant + RETRY, pending));
+                }
+            }
         }
         self.follow_blocks();
     }

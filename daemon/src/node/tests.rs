@@ -326,6 +326,24 @@ fn empty_block_is_withdrawn_then_loses_its_blackhole_then_its_record() {
 }
 
 #[test]
+fn claim_that_succeeds_after_the_block_was_given_up_leaves_no_record() {
+    let mut world = World::new();
+    world.add("a", fixed("10.0.0.9"), WaitFor::Programmed);
+    world.store_answers(true);
+    world.store_answers(true);
+    // Given up, to be claimed again later; before that an add claims it, so two are on their way.
+    world.add("b", fixed("10.0.0.9"), WaitFor::Programmed);
+    world.pass(Duration::from_secs(6));
+    assert_eq!(world.store_waits(), 3);
+    world.store_answers(true);
+    world.store_answers(true);
+    world.store_answers(false);
+    assert!(world.disk.blocks.contains_key(&net("10.0.0.8/30")));
+    world.settle();
+    world.check_quiet();
+}
+
+#[test]
 fn own_blocks_are_never_learned() {
     use bgp::rib::RouteChange;
     let mut world = World::new();

@@ -162,10 +162,13 @@ impl Node {
     }
 
     /// Asks the store again.
-    pub(super) fn retry(&mut self, pending: Pending) {
+    pub(super) fn retry(&mut self, now: Now, pending: Pending) {
         let records = match &pending {
             Pending::Erase { id, .. } => vec![Record::DeleteWorkload(id.clone())],
             Pending::DropBlock(cidr) => vec![Record::DeleteBlock(*cidr)],
+            // It may be held again by now.
+            Pending::Orphan(cidr) if self.holds(now, *cidr) => return,
+            Pending::Orphan(cidr) => vec![Record::DeleteBlock(*cidr)],
             Pending::Put { .. } | Pending::Release { .. } | Pending::Claim(_) => return,
         };
         self.persist(pending, records);
