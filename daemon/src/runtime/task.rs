@@ -150,10 +150,7 @@ impl Task {
                     blocks = status.blocks,
                     "ready"
                 );
-                notify::ready(&format!(
-                    "{} workloads, {} blocks",
-                    status.workloads, status.blocks
-                ));
+                notify::ready(&self.status_line());
             }
             if let Some(at) = stop_at
                 && (self.callers.is_empty() || at <= Instant::now())
@@ -392,6 +389,9 @@ impl Task {
                 for peer in &peers {
                     self.log_peer(peer);
                 }
+                if self.node.is_ready() {
+                    notify::status(&self.status_line());
+                }
                 self.ask_advertised();
             }
             Update::FirstSync => {
@@ -399,6 +399,18 @@ impl Task {
                 self.node.handle_first_sync();
             }
         }
+    }
+
+    /// For `systemctl status`, as of the last change of a peer.
+    fn status_line(&self) -> String {
+        let status = self.node.status();
+        let established = self.peer_reasons.values().filter(|reason| reason.is_none());
+        format!(
+            "{} workloads, {} blocks, {} BGP sessions established",
+            status.workloads,
+            status.blocks,
+            established.count()
+        )
     }
 
     /// Each session that comes or goes, and each new reason why one does not come: a peer that is
