@@ -14,6 +14,8 @@ pub struct AgentConfig {
     /// Ranges the node claims its blocks from.
     pub claim: Vec<String>,
     pub cooldown: String,
+    /// Further lines of the `[ipam]` table.
+    pub ipam: String,
     pub peers: Vec<Peer>,
     /// Further lines of the `[bgp]` table.
     pub bgp: String,
@@ -87,8 +89,8 @@ impl AgentConfig {
         }
         writeln!(
             text,
-            "\n[ipam]\nstore = \"local\"\nclaim = {:?}\ncooldown = {:?}",
-            self.claim, self.cooldown
+            "\n[ipam]\nstore = \"local\"\nclaim = {:?}\ncooldown = {:?}\n{}",
+            self.claim, self.cooldown, self.ipam
         )?;
         writeln!(text, "\n[bgp]\nasn = {}\n{}", self.asn, self.bgp)?;
         for peer in &self.peers {

@@ -56,6 +56,7 @@ pub fn node_config(number: u8) -> AgentConfig {
             format!("fd10:244::{number}:0/112"),
         ],
         cooldown: "130s".into(),
+        ipam: String::new(),
         peers: vec![Peer::new("rr", REFLECTOR, ASN)],
         bgp: String::new(),
         extra: String::new(),
