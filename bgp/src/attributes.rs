@@ -97,6 +97,36 @@ pub fn format_community(community: u32) -> String {
     }
 }
 
+/// Reads what [`format_community`] writes.
+pub fn parse_community(text: &str) -> Option<u32> {
+    let names = [
+        well_known::GRACEFUL_SHUTDOWN,
+        well_known::LLGR_STALE,
+        well_known::NO_LLGR,
+        well_known::BLACKHOLE,
+        well_known::NO_EXPORT,
+        well_known::NO_ADVERTISE,
+        well_known::NO_EXPORT_SUBCONFED,
+        well_known::NO_PEER,
+    ];
+    if let Some(named) = names
+        .into_iter()
+        .find(|name| format_community(*name) == text)
+    {
+        return Some(named);
+    }
+    let (high, low) = text.split_once(':')?;
+    let (high, low) = (high.parse::<u16>().ok()?, low.parse::<u16>().ok()?);
+    Some(u32::from(high) << 16 | u32::from(low))
+}
+
+/// Reads what [`format_large_community`] writes.
+pub fn parse_large_community(text: &str) -> Option<[u32; 3]> {
+    let mut parts = text.split(':').map(|part| part.parse().ok());
+    let value = [parts.next()??, parts.next()??, parts.next()??];
+    parts.next().is_none().then_some(value)
+}
+
 /// A large community as people write it (RFC 8092 §4.1): `64512:1:2`.
 pub fn format_large_community([global, first, second]: [u32; 3]) -> String {
     format!("{global}:{first}:{second}")
@@ -366,5 +396,27 @@ mod tests {
         assert_eq!(format_community(well_known::NO_EXPORT), "no-export");
         assert_eq!(format_community(well_known::BLACKHOLE), "blackhole");
         assert_eq!(format_large_community([64512, 1, 2]), "64512:1:2");
+        for value in [
+            0,
+            0xfde8_0064,
+            well_known::NO_EXPORT,
+            well_known::LLGR_STALE,
+            0xffff_1234,
+        ] {
+            assert_eq!(parse_community(&format_community(value)), Some(value));
+        }
+        assert_eq!(parse_large_community("64512:1:2"), Some([64512, 1, 2]));
+        for wrong in [
+            "",
+            "1",
+            "65536:1",
+            "1:65536",
+            "1:2:3:4",
+            "no-export:1",
+            "-1:2",
+        ] {
+            assert_eq!(parse_community(wrong), None, "{wrong}");
+            assert_eq!(parse_large_community(wrong), None, "{wrong}");
+        }
     }
 }

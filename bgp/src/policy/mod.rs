@@ -4,8 +4,8 @@
 //! a rejected or altered route can always be named. The built-in policies are ordinary policies;
 //! RFC 8212 (no policy, no routes on external sessions) is satisfied because a peer always has one.
 //!
-//! Matches within a rule are joined by "and"; alternatives are written as several rules. What no
-//! rule decides is rejected.
+//! Matches within a rule are joined by "and"; alternatives are several rules or [`Match::Any`].
+//! What no rule decides is rejected.
 
 use std::{fmt, sync::Arc};
 
@@ -61,6 +61,10 @@ pub enum Match {
     /// The next hop lies inside.
     NextHop(IpNet),
     Not(Box<Match>),
+    /// At least one holds; an empty list never does.
+    Any(Vec<Match>),
+    /// Every one holds; an empty list always does.
+    All(Vec<Match>),
 }
 
 /// Where a route came from, seen from this speaker.
@@ -312,6 +316,8 @@ impl Match {
             Match::Origin(origin) => route.attributes.origin == *origin,
             Match::NextHop(net) => net.contains(&route.attributes.next_hop.address),
             Match::Not(inner) => !inner.holds(route),
+            Match::Any(inner) => inner.iter().any(|condition| condition.holds(route)),
+            Match::All(inner) => inner.iter().all(|condition| condition.holds(route)),
         }
     }
 
@@ -319,6 +325,7 @@ impl Match {
         match self {
             Match::WithinOriginated => true,
             Match::Not(inner) => inner.looks_at_originated(),
+            Match::Any(inner) | Match::All(inner) => inner.iter().any(Self::looks_at_originated),
             _ => false,
         }
     }

@@ -74,6 +74,16 @@ fn each_match_looks_at_what_it_names() {
         (Match::DefaultRoute, false),
         (Match::WithinOriginated, false),
         (Match::Not(Box::new(Match::DefaultRoute)), true),
+        (Match::Any(vec![]), false),
+        (Match::All(vec![]), true),
+        (
+            Match::Any(vec![Match::Community(1), Match::Community(100)]),
+            true,
+        ),
+        (
+            Match::All(vec![Match::Community(1), Match::Community(100)]),
+            false,
+        ),
         (path(AsPathMatch::Empty), false),
         (path(AsPathMatch::From(Asn(65001))), true),
         (path(AsPathMatch::From(Asn(65002))), false),
@@ -185,5 +195,11 @@ fn only_policies_that_ask_for_it_depend_on_what_is_originated() {
     assert!(Policy::import_pools(&[]).looks_at_originated());
     assert!(!Policy::all().looks_at_originated());
     let negated = Match::Not(Box::new(Match::WithinOriginated));
-    assert!(Policy::new("x", vec![Rule::accept("y", vec![negated])]).looks_at_originated());
+    for nested in [
+        negated,
+        Match::Any(vec![Match::DefaultRoute, Match::WithinOriginated]),
+        Match::All(vec![Match::WithinOriginated]),
+    ] {
+        assert!(Policy::new("x", vec![Rule::accept("y", vec![nested])]).looks_at_originated());
+    }
 }

@@ -11,6 +11,7 @@ use bgp::types::Family;
 use super::{
     Bgp, ExportPolicy, GracefulRestart, ImportPolicy, Node, Password, Peer,
     document::{Found, Section},
+    policy::Named,
     sections::{defaults, is_name, is_usable, name_rule, seconds},
 };
 
@@ -23,7 +24,7 @@ const FAMILIES: [(&str, Family); 2] = [
 ];
 
 /// What peers inherit when they do not say otherwise.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Inherited {
     import: ImportPolicy,
     export: ExportPolicy,
@@ -34,7 +35,11 @@ struct Inherited {
 }
 
 /// `None` after an error that leaves nothing to return; `Some(None)` without the section.
-pub(super) fn read(mut section: Section<'_, '_, '_>, node: Option<&Node>) -> Option<Option<Bgp>> {
+pub(super) fn read(
+    mut section: Section<'_, '_, '_>,
+    node: Option<&Node>,
+    named: &Named,
+) -> Option<Option<Bgp>> {
     let asn = section.integer("asn", 1..=u32::MAX);
     let router_id = section.parsed::<Ipv4Addr>("router_id", "an IPv4 address");
     let cluster_id = section.parsed::<Ipv4Addr>("cluster_id", "an IPv4 address");
@@ -52,7 +57,8 @@ pub(super) fn read(mut section: Section<'_, '_, '_>, node: Option<&Node>) -> Opt
     }
     let inherited = read_inherited(
         &mut section,
-        Inherited {
+        named,
+        &Inherited {
             import: ImportPolicy::default(),
             export: ExportPolicy::default(),
             hold_time: defaults::HOLD_TIME,
@@ -75,6 +81,7 @@ pub(super) fn read(mut section: Section<'_, '_, '_>, node: Option<&Node>) -> Opt
         reflector: cluster_id.is_some(),
         listens: !listen.is_empty(),
         node,
+        named,
         inherited,
     };
     for section in sections {
@@ -110,8 +117,8 @@ fn read_listen(section: &mut Section<'_, '_, '_>) -> Vec<SocketAddr> {
 }
 
 /// Keys that stand in `[bgp]` and, for one peer, in `[[bgp.peer]]`.
-fn read_inherited(section: &mut Section<'_, '_, '_>, base: Inherited) -> Inherited {
-    let import = policy(
+fn read_inherited(section: &mut Section<'_, '_, '_>, named: &Named, base: &Inherited) -> Inherited {
+    let import = named.choose(
         section,
         "import",
         &[
@@ -119,8 +126,9 @@ fn read_inherited(section: &mut Section<'_, '_, '_>, base: Inherited) -> Inherit
             ("all", ImportPolicy::All),
             ("none", ImportPolicy::None),
         ],
+        ImportPolicy::Named,
     );
-    let export = policy(
+    let export = named.choose(
         section,
         "export",
         &[
@@ -128,6 +136,7 @@ fn read_inherited(section: &mut Section<'_, '_, '_>, base: Inherited) -> Inherit
             ("all", ExportPolicy::All),
             ("none", ExportPolicy::None),
         ],
+        ExportPolicy::Named,
     );
     // RFC 4271 §4.2: zero or at least three seconds, and two octets of seconds.
     let hold_time = section.duration("hold_time", seconds(0)..=seconds(65_535));
@@ -144,30 +153,13 @@ fn read_inherited(section: &mut Section<'_, '_, '_>, base: Inherited) -> Inherit
     let idle_hold_time = section.duration("idle_hold_time", seconds(1)..=seconds(3_600));
     let graceful_restart = read_graceful_restart(section);
     Inherited {
-        import: import.unwrap_or(base.import),
-        export: export.unwrap_or(base.export),
+        import: import.unwrap_or_else(|| base.import.clone()),
+        export: export.unwrap_or_else(|| base.export.clone()),
         hold_time: hold_time.map_or(base.hold_time, |found| found.value),
         connect_retry_time: connect_retry_time.map_or(base.connect_retry_time, |found| found.value),
         idle_hold_time: idle_hold_time.map_or(base.idle_hold_time, |found| found.value),
         graceful_restart: graceful_restart.unwrap_or(base.graceful_restart),
     }
-}
-
-/// One of the built-in policies.
-fn policy<T: Copy>(
-    section: &mut Section<'_, '_, '_>,
-    key: &'static str,
-    choices: &[(&str, T)],
-) -> Option<T> {
-    let Found { value, span } = section.string(key)?;
-    let found = choices.iter().find(|(word, _)| *word == value);
-    if found.is_none() {
-        let allowed = super::document::words(choices.iter().map(|(word, _)| *word));
-        let reason =
-            format!("the named policy \"{value}\" is not supported yet; {allowed} are allowed");
-        section.error(key, Some(span), reason);
-    }
-    found.map(|(_, policy)| *policy)
 }
 
 /// `false`, or a table with `restart_time`. `None`: not given.
@@ -197,6 +189,7 @@ struct Context<'c> {
     reflector: bool,
     listens: bool,
     node: Option<&'c Node>,
+    named: &'c Named,
     inherited: Inherited,
 }
 
@@ -249,7 +242,7 @@ fn read_peer(
     let (ttl_security, multihop) = read_hops(&mut section, internal);
     let families = read_families(&mut section);
     let max_prefixes = section.integer("max_prefixes", 1..=u32::MAX);
-    let own = read_inherited(&mut section, context.inherited);
+    let own = read_inherited(&mut section, context.named, &context.inherited);
     section.finish();
     Some(Peer {
         name: name?,

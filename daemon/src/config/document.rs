@@ -259,6 +259,69 @@ impl<'d, 'a, 't> Section<'d, 'a, 't> {
         }
     }
 
+    /// Reports an empty array where one makes no sense: as a condition it could never hold, and as
+    /// an action it does nothing.
+    fn not_empty(&self, name: &str, value: &Spanned<DeValue<'_>>) {
+        if let DeValue::Array(array) = value.get_ref()
+            && array.is_empty()
+        {
+            let reason = "is empty; name at least one, or remove this key";
+            self.error(name, Some(value.span()), reason);
+        }
+    }
+
+    /// An array of integers in `range`, not empty. Elements that are none are reported.
+    pub(super) fn integers(
+        &mut self,
+        name: &'static str,
+        range: &std::ops::RangeInclusive<u32>,
+    ) -> Option<Vec<Found<u32>>> {
+        let value = self.value(name)?;
+        let (low, high) = (range.start(), range.end());
+        let DeValue::Array(array) = value.get_ref() else {
+            self.wrong_type(name, value, "an array of integers");
+            return None;
+        };
+        self.not_empty(name, value);
+        let mut list = Vec::new();
+        for (index, element) in array.iter().enumerate() {
+            let DeValue::Integer(integer) = element.get_ref() else {
+                self.wrong_type(&format!("{name}[{index}]"), element, "an integer");
+                continue;
+            };
+            match u32::from_str_radix(integer.as_str(), integer.radix()) {
+                Ok(value) if range.contains(&value) => list.push(Found {
+                    value,
+                    span: element.span(),
+                }),
+                _ => {
+                    let reason = format!("{integer} is out of range; {low} to {high} are allowed");
+                    self.error_at(name, index, element.span(), reason);
+                }
+            }
+        }
+        Some(list)
+    }
+
+    /// An array of strings, not empty, each read by `read`, which says what is wrong with one.
+    pub(super) fn list_with<T>(
+        &mut self,
+        name: &'static str,
+        read: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Vec<T>> {
+        let value = self.value(name)?;
+        self.not_empty(name, value);
+        let list = self.list::<String>(name, "a string")?;
+        let mut values = Vec::new();
+        for (index, Found { value, span }) in list.into_iter().enumerate() {
+            match read(&value) {
+                Ok(value) => values.push(value),
+                Err(reason) => self.error_at(name, index, span, reason),
+            }
+        }
+        Some(values)
+    }
+
     /// A string that parses as `T`; `expected` says what is allowed.
     pub(super) fn parsed<T: FromStr>(
         &mut self,

@@ -14,6 +14,9 @@
 mod bgp;
 mod document;
 mod error;
+mod policy;
+#[cfg(test)]
+mod policy_tests;
 mod pool;
 #[cfg(test)]
 mod samples;
@@ -25,10 +28,11 @@ use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
-use ::bgp::types::Family;
+use ::bgp::{policy::Policy, types::Family};
 use ipnet::IpNet;
 
 pub use error::{ConfigError, ConfigErrors};
@@ -45,6 +49,8 @@ pub struct Config {
     pub ipam: Ipam,
     /// `None`: no `[bgp]` section, and no speaker runs.
     pub bgp: Option<Bgp>,
+    /// `[[policy]]`, in the order of the file, also those no peer uses.
+    pub policies: Vec<Arc<Policy>>,
     pub telemetry: Telemetry,
     pub log: Log,
 }
@@ -169,24 +175,26 @@ pub struct GracefulRestart {
     pub restart_time: Duration,
 }
 
-/// Built-in import policies.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What is taken from a peer: a built-in policy, or one of the file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ImportPolicy {
     /// Only prefixes inside the pools; never a default route, never an own block.
     #[default]
     Pools,
     All,
     None,
+    Named(Arc<Policy>),
 }
 
-/// Built-in export policies.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What is sent to a peer: a built-in policy, or one of the file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ExportPolicy {
     /// Own blocks; a reflector also those of its clients.
     #[default]
     Blocks,
     All,
     None,
+    Named(Arc<Policy>),
 }
 
 /// A TCP MD5 key, 1 to 80 bytes. Its content never shows in debug output.

@@ -11,7 +11,7 @@ use super::{
     Api, Config, Ipam, Log, LogFormat, Node, Telemetry, bgp,
     document::{Document, Found, Section},
     error::ConfigErrors,
-    pool,
+    policy, pool,
 };
 
 /// What a value becomes when the file does not name it. Kept in one place because
@@ -63,7 +63,9 @@ fn read(mut root: Section<'_, '_, '_>) -> Option<Config> {
     let api = read_api(root.section("api"));
     let mut pools = pool::read(root.sections("pool"));
     let ipam = read_ipam(root.section("ipam"), &mut pools);
-    let bgp = bgp::read(root.section("bgp"), node.as_ref());
+    let own_asn = policy::own_asn(root.section("bgp"));
+    let named = policy::read(root.sections("policy"), &pools, own_asn);
+    let bgp = bgp::read(root.section("bgp"), node.as_ref(), &named);
     let telemetry = read_telemetry(root.section("telemetry"));
     let log = read_log(root.section("log"));
     if let Some(node) = &node {
@@ -78,6 +80,7 @@ fn read(mut root: Section<'_, '_, '_>) -> Option<Config> {
         pools: pools.into_iter().map(|pool| pool.value).collect(),
         ipam,
         bgp: bgp?,
+        policies: named.into_policies(),
         telemetry,
         log,
     })

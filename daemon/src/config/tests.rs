@@ -64,6 +64,7 @@ fn an_empty_file_is_a_node_without_pools_and_bgp_and_with_every_default() {
                 release_empty_after: Duration::from_secs(600),
             },
             bgp: None,
+            policies: Vec::new(),
             telemetry: Telemetry {
                 metrics_listen: Some("127.0.0.1:9472".parse().expect("an address")),
             },
@@ -132,7 +133,7 @@ fn a_peer_inherits_from_bgp_what_it_does_not_say_itself() {
             let restart = peer
                 .graceful_restart
                 .map(|restart| restart.restart_time.as_secs());
-            (peer.hold_time.as_secs(), peer.import, restart)
+            (peer.hold_time.as_secs(), peer.import.clone(), restart)
         })
         .collect();
     assert_eq!(
@@ -203,8 +204,8 @@ fn unknown_keys_are_refused_with_the_known_ones() {
     );
     check(
         "[nodes]\nname = \"a\"\n",
-        "agentd.toml:1: nodes: unknown key; known here: api, bgp, ipam, log, node, pool and \
-         telemetry",
+        "agentd.toml:1: nodes: unknown key; known here: api, bgp, ipam, log, node, policy, pool \
+         and telemetry",
     );
     check(
         "[bgp]\nasn = 1\ngraceful_restart = { time = \"1s\" }\n",
@@ -249,8 +250,6 @@ fn features_that_do_not_exist_yet_are_refused_and_not_ignored() {
         ("[api]\n[api.tls]\ncert = \"x\"\n", "api.tls"),
         ("[ipam]\n[ipam.etcd]\nendpoints = []\n", "ipam.etcd"),
         ("[bgp]\nasn = 1\nmesh = true\n", "bgp.mesh"),
-        ("[bgp]\nasn = 1\nimport = \"mine\"\n", "bgp.import"),
-        ("[bgp]\nasn = 1\nexport = \"mine\"\n", "bgp.export"),
     ] {
         let errors = errors(text);
         assert_eq!(errors.len(), 1, "{errors:?}");

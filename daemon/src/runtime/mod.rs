@@ -346,6 +346,7 @@ fn reload(running: &Config) {
                 ("pool", config.pools != running.pools),
                 ("ipam", config.ipam != running.ipam),
                 ("bgp", config.bgp != running.bgp),
+                ("policy", config.policies != running.policies),
                 ("telemetry", config.telemetry != running.telemetry),
                 ("log", config.log != running.log),
             ]

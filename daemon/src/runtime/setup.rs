@@ -109,16 +109,18 @@ fn peer(configured: &Peer, import_pools: &Arc<Policy>) -> Result<PeerConfig, Con
     peer.multihop = configured.multihop;
     peer.families.clone_from(&configured.families);
     peer.max_prefixes = configured.max_prefixes;
-    peer.import = match configured.import {
+    peer.import = match &configured.import {
         ImportPolicy::Pools => import_pools.clone(),
         ImportPolicy::All => Arc::new(Policy::all()),
         ImportPolicy::None => Arc::new(Policy::none()),
+        ImportPolicy::Named(policy) => policy.clone(),
     };
-    peer.export = Arc::new(match configured.export {
-        ExportPolicy::Blocks => Policy::export_blocks(),
-        ExportPolicy::All => Policy::all(),
-        ExportPolicy::None => Policy::none(),
-    });
+    peer.export = match &configured.export {
+        ExportPolicy::Blocks => Arc::new(Policy::export_blocks()),
+        ExportPolicy::All => Arc::new(Policy::all()),
+        ExportPolicy::None => Arc::new(Policy::none()),
+        ExportPolicy::Named(policy) => policy.clone(),
+    };
     let defaults = Timers::default();
     peer.timers = Timers {
         hold_time: configured.hold_time,
