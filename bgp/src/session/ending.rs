@@ -10,6 +10,7 @@ use super::{
     Action, Cause, Context, Idle, Outgoing, Packet, Pending, Session, Stale, State, Trying,
     machine::{both, dial, sweep},
     open::graceful_restart,
+    timers::Rate,
 };
 use crate::{message::Notification, types::ConnectionId, wire::notify};
 
@@ -30,8 +31,13 @@ pub(super) enum Failure {
 }
 
 impl Session {
-    /// One connection ends; what becomes of the session depends on the other one.
+    /// One connection ends; what becomes of the session depends on the others.
     pub(super) fn end(&mut self, cx: &mut Context<'_>, connection: ConnectionId, failure: Failure) {
+        self.end_one(cx, connection, failure);
+        self.unpark(cx);
+    }
+
+    fn end_one(&mut self, cx: &mut Context<'_>, connection: ConnectionId, failure: Failure) {
         if let State::Established(established) = &mut self.state {
             if established.connection == connection {
                 return self.end_established(cx, failure);
@@ -129,10 +135,7 @@ impl Session {
             return;
         };
         let connection = established.connection;
-        if let Some(contender) = established.contender.take() {
-            // It may well be the peer's way back; it will come again.
-            cx.actions.push(Action::Close(contender.connection));
-        }
+        let contender = established.contender.take();
         let notifications_keep = self.keeps_over_notification();
         let (keep, is_error) = match failure {
             Failure::Lost(reason) => {
@@ -168,6 +171,15 @@ impl Session {
             }
             self.wait(cx);
         }
+        // It may well be the peer's way back.
+        if let Some(contender) = contender {
+            if let State::Idle(Idle::Held { until }) = self.state {
+                self.leave_hold(until);
+            }
+            if let State::Trying(trying) = &mut self.state {
+                trying.incoming = Some(contender);
+            }
+        }
     }
 
     /// Bookkeeping of the end of a session; the caller sets the next state. True when the session
@@ -197,6 +209,7 @@ impl Session {
         let lasted = cx.now >= established.since + self.settings.timers.error_hold * 10;
         if lasted {
             self.errors.reset();
+            self.returns = Rate::default();
         }
         self.counters.dropped_count += 1;
         cx.actions.push(Action::Down { keep_stale });
@@ -206,6 +219,7 @@ impl Session {
     /// Closes all connections and forgets kept routes. The state is Idle afterwards.
     pub(super) fn close_all(&mut self, cx: &mut Context<'_>, notification: Option<Notification>) {
         self.sweep_stale(cx);
+        self.drop_parked(cx);
         if let State::Established(established) = &self.state {
             let connection = established.connection;
             let contender = established.contender.as_ref().map(|c| c.connection);
@@ -253,8 +267,17 @@ impl Session {
         let wait = self
             .errors
             .fail(&mut self.rng, timers.error_hold, timers.error_hold_max);
+        self.returns.count(cx.now);
         self.state = State::Idle(Idle::Held {
             until: cx.now + wait,
+        });
+    }
+
+    /// The neighbour has come by itself; it is not dialled before the hold is over.
+    pub(super) fn leave_hold(&mut self, until: Instant) {
+        self.state = State::Trying(Trying {
+            outgoing: self.waiting_outgoing(until, Duration::ZERO),
+            incoming: None,
         });
     }
 

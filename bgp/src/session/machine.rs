@@ -69,12 +69,22 @@ impl Session {
     /// The peer has connected; false refuses it.
     pub(crate) fn accepted(&mut self, cx: &mut Context<'_>, connection: ConnectionId) -> bool {
         match &self.state {
-            State::Idle(_) => return false,
+            State::Idle(Idle::Stopped) => return false,
+            State::Idle(Idle::Held { until }) => {
+                if self.returns.is_exceeded(cx.now) {
+                    return false;
+                }
+                let until = *until;
+                self.leave_hold(until);
+            }
             State::Trying(trying) => match &trying.incoming {
                 Some(Pending {
                     stage: Stage::OpenConfirm(_),
                     ..
-                }) => return false,
+                }) => {
+                    self.park(cx, connection);
+                    return true;
+                }
                 // The newer one counts: the peer would not open it if it still had the older.
                 Some(older) => {
                     let older = older.connection;
@@ -88,12 +98,7 @@ impl Session {
                 let may_have_restarted =
                     self.peer_keeps_routes() && cx.now >= established.since + MIN_AGE_TO_REPLACE;
                 if !may_have_restarted {
-                    self.send(
-                        cx,
-                        connection,
-                        Packet::Notification(Notification::connection_collision()),
-                    );
-                    cx.actions.push(Action::Close(connection));
+                    self.park(cx, connection);
                     return true;
                 }
                 if let Some(older) = &established.contender {
@@ -129,7 +134,9 @@ impl Session {
         connection: ConnectionId,
         reason: String,
     ) {
-        if self.is_dialing(connection) {
+        if self.is_parked(connection) {
+            self.parked = None;
+        } else if self.is_dialing(connection) {
             self.cause = Cause::DialFailed(reason);
             self.dial_failed(cx);
         } else {
@@ -144,6 +151,10 @@ impl Session {
         connection: ConnectionId,
         message: Result<Message, Notification>,
     ) -> Received {
+        if self.is_parked(connection) {
+            self.parked_message(cx, message);
+            return Received::Nothing;
+        }
         let Some(phase) = self.phase(connection) else {
             return Received::Nothing;
         };
@@ -274,6 +285,13 @@ impl Session {
     pub(crate) fn timeout(&mut self, cx: &mut Context<'_>) {
         if self.stale.is_some_and(|stale| stale.until <= cx.now) {
             self.sweep_stale(cx);
+        }
+        if self
+            .parked
+            .as_ref()
+            .is_some_and(|parked| parked.until <= cx.now)
+        {
+            self.refuse_parked(cx);
         }
         match &mut self.state {
             State::Idle(Idle::Stopped) => {}
@@ -411,7 +429,8 @@ impl Session {
             }
         };
         let stale = self.stale.map(|stale| stale.until);
-        state.into_iter().chain(stale).min()
+        let parked = self.parked.as_ref().map(|parked| parked.until);
+        state.into_iter().chain(stale).chain(parked).min()
     }
 
     pub(super) fn open_connection(

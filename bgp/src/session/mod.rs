@@ -19,12 +19,15 @@
 //!
 //! Deliberate choices: a lost connection and a received Cease do not hold the session in Idle, so
 //! that a restarted peer is taken back at once; protocol errors do, and so does a neighbour that
-//! keeps failing, with doubling time. While held, connections are refused without a message.
+//! keeps failing, with doubling time. While held nothing is dialled; a neighbour that connects is
+//! served all the same, up to a rate that a storm of reconnects cannot pass. Beyond it connections
+//! are refused without a message.
 
 mod ending;
 mod handshake;
 mod machine;
 mod open;
+mod parked;
 mod timers;
 
 #[cfg(test)]
@@ -36,7 +39,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::timers::{Backoff, Liveness};
+use self::{
+    parked::Parked,
+    timers::{Backoff, Liveness, Rate},
+};
 use crate::{
     message::{Capability, Negotiated, Notification, Open, RouteRefresh, Update},
     speaker::{
@@ -149,6 +155,9 @@ pub(crate) struct Session {
     /// Failed dials in a row, and failed sessions in a row.
     dials: Backoff,
     errors: Backoff,
+    /// How fast the neighbour may come back after errors.
+    returns: Rate,
+    parked: Option<Parked>,
     /// Routes of the last session that are still kept, while there is no new one.
     stale: Option<Stale>,
     /// Our process has kept the forwarding state since a session was last Established.
@@ -266,6 +275,8 @@ impl Session {
             rng: fastrand::Rng::with_seed(seed),
             dials: Backoff::default(),
             errors: Backoff::default(),
+            returns: Rate::default(),
+            parked: None,
             stale: None,
             was_established: false,
             cause: Cause::Start,

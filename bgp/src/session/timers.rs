@@ -38,6 +38,30 @@ impl Backoff {
     }
 }
 
+/// A bound on how often something may happen: so many at once, then one for each interval.
+#[derive(Debug, Default)]
+pub(super) struct Rate {
+    /// When all that happened is forgotten.
+    clear_at: Option<Instant>,
+}
+
+impl Rate {
+    const INTERVAL: Duration = Duration::from_secs(1);
+    const BURST: u32 = 4000;
+
+    /// It has happened.
+    pub(super) fn count(&mut self, now: Instant) {
+        let start = self.clear_at.map_or(now, |at| at.max(now));
+        self.clear_at = Some(start + Self::INTERVAL);
+    }
+
+    /// Whether it happens too often.
+    pub(super) fn is_exceeded(&self, now: Instant) -> bool {
+        self.clear_at
+            .is_some_and(|at| at > now + Self::INTERVAL * Self::BURST)
+    }
+}
+
 /// Between three quarters of the duration and the duration (RFC 4271 §10).
 pub(super) fn jitter(rng: &mut fastrand::Rng, duration: Duration) -> Duration {
     duration.mul_f64(0.75 + 0.25 * rng.f64())

@@ -111,9 +111,61 @@ fn a_newer_accepted_connection_replaces_one_without_open() {
     assert_eq!(closed(&actions), [older]);
     assert_eq!(notifications(&actions), ["6/7"]);
     bench.open(newer, remote_open());
-    assert_eq!(bench.accept(), None, "one in OpenConfirm is not replaced");
+    let third = bench.accept().unwrap();
     bench.message(newer, Message::Keepalive);
     assert_eq!(bench.session.peer_state(), PeerState::Established);
+    bench.take();
+    bench.run_for(Duration::from_secs(1));
+    let actions = bench.take();
+    assert_eq!(
+        closed(&actions),
+        [third],
+        "one in OpenConfirm is not replaced"
+    );
+    assert_eq!(notifications(&actions), ["6/7"]);
+}
+
+/// Two connections that the peer has opened: with the smaller identifier here the newer one stays,
+/// with the greater one the older.
+#[test]
+fn of_two_accepted_connections_the_identifiers_choose() {
+    for (router_id, newer_stays) in [([10, 0, 0, 9], true), ([10, 0, 0, 0], false)] {
+        let mut config = settings();
+        config.passive = true;
+        let open = Open {
+            router_id: router_id.into(),
+            ..remote_open()
+        };
+        let mut bench = Bench::started(config);
+        let older = bench.accept().unwrap();
+        bench.open(older, open.clone());
+        let newer = bench.accept().unwrap();
+        bench.take();
+        bench.open(newer, open);
+        bench.run_for(Duration::from_secs(1));
+        let (winner, loser) = if newer_stays {
+            (newer, older)
+        } else {
+            (older, newer)
+        };
+        let actions = bench.take();
+        assert_eq!(closed(&actions), [loser], "{router_id:?}");
+        assert_eq!(notifications(&actions), ["6/7"]);
+        bench.message(winner, Message::Keepalive);
+        assert_eq!(bench.session.peer_state(), PeerState::Established);
+    }
+}
+
+#[test]
+fn a_peer_that_connects_again_before_its_close_is_seen_is_served() {
+    let (mut bench, old) = Bench::established(settings(), remote_open());
+    let new = bench.accept().unwrap();
+    bench.open(new, remote_open());
+    assert_eq!(bench.take(), [], "the old one may have ended already");
+    bench.with(|session, cx| session.closed(cx, old, "eof".into()));
+    bench.message(new, Message::Keepalive);
+    assert_eq!(bench.session.peer_state(), PeerState::Established);
+    assert_eq!(notifications(&bench.take()), [] as [&str; 0]);
 }
 
 #[test]
@@ -136,6 +188,7 @@ fn a_second_connection_of_an_established_peer_is_closed() {
     let (mut bench, connection) = Bench::established(settings(), remote_open());
     bench.now += Duration::from_secs(5);
     let second = bench.accept().unwrap();
+    bench.run_for(Duration::from_secs(1));
     let actions = bench.take();
     assert_eq!(closed(&actions), [second]);
     assert_eq!(notifications(&actions), ["6/7"]);

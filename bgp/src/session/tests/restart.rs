@@ -203,6 +203,7 @@ fn a_late_connection_of_a_simultaneous_open_is_no_restart() {
     let (mut bench, _) = Bench::established(config(), restarting_open(false));
     bench.now += Duration::from_millis(20);
     let late = bench.accept().unwrap();
+    bench.run_for(Duration::from_secs(1));
     let actions = bench.take();
     assert_eq!(closed(&actions), [late]);
     assert_eq!(notifications(&actions), ["6/7"]);

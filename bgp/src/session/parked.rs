@@ -1,0 +1,122 @@
+//! A second connection that a neighbour opens while its first still stands.
+//!
+//! A neighbour that closes and connects again at once can be heard here in the other order: the
+//! new connection first, then the end of the old one. So a connection that collides with one that
+//! is beyond its OPEN is not refused at once: it waits, without an OPEN of ours, for a moment. When
+//! the older one ends meanwhile it takes its place; when the OPEN it brings decides the collision
+//! in its favour, the older one goes; else it is closed with Cease 6/7 (RFC 4271 §6.8).
+
+use std::time::{Duration, Instant};
+
+use super::{Action, Context, Packet, Session, Stage, State, ending::Failure};
+use crate::{
+    message::{Message, Notification, Open},
+    types::ConnectionId,
+};
+
+/// How long the end of the older connection may take to be noticed.
+const PATIENCE: Duration = Duration::from_millis(250);
+
+/// See the head of the module.
+#[derive(Debug)]
+pub(super) struct Parked {
+    pub(super) connection: ConnectionId,
+    pub(super) until: Instant,
+    /// It has come already.
+    open: Option<Box<Open>>,
+}
+
+impl Session {
+    /// At most one waits; the newer one counts.
+    pub(super) fn park(&mut self, cx: &mut Context<'_>, connection: ConnectionId) {
+        self.refuse_parked(cx);
+        self.parked = Some(Parked {
+            connection,
+            until: cx.now + PATIENCE,
+            open: None,
+        });
+    }
+
+    pub(super) fn is_parked(&self, connection: ConnectionId) -> bool {
+        self.parked
+            .as_ref()
+            .is_some_and(|parked| parked.connection == connection)
+    }
+
+    /// The older connection stays.
+    pub(super) fn refuse_parked(&mut self, cx: &mut Context<'_>) {
+        if let Some(parked) = self.parked.take() {
+            let error = Notification::connection_collision();
+            self.send(cx, parked.connection, Packet::Notification(error));
+            cx.actions.push(Action::Close(parked.connection));
+        }
+    }
+
+    /// Something came over it, or it is gone.
+    pub(super) fn parked_message(
+        &mut self,
+        cx: &mut Context<'_>,
+        message: Result<Message, Notification>,
+    ) {
+        match message {
+            Ok(Message::Open(open)) => {
+                let loser = match &self.state {
+                    State::Trying(trying) => trying
+                        .incoming
+                        .as_ref()
+                        .filter(|older| matches!(older.stage, Stage::OpenConfirm(_)))
+                        .map(|older| older.connection),
+                    State::Idle(_) | State::Established(_) => None,
+                };
+                // RFC 4271 §6.8: with the smaller identifier here, the existing connection goes.
+                let peer_dominates =
+                    (open.router_id, open.asn) > (self.settings.router_id, self.settings.local_asn);
+                if let Some(parked) = &mut self.parked {
+                    parked.open = Some(open);
+                }
+                if let Some(loser) = loser.filter(|_| peer_dominates) {
+                    self.end(cx, loser, Failure::Collision);
+                }
+            }
+            Ok(Message::Notification(_)) => self.drop_parked(cx),
+            Ok(_) => self.refuse_parked(cx),
+            Err(notification) => {
+                if let Some(parked) = self.parked.take() {
+                    self.send(cx, parked.connection, Packet::Notification(notification));
+                    cx.actions.push(Action::Close(parked.connection));
+                }
+            }
+        }
+    }
+
+    pub(super) fn drop_parked(&mut self, cx: &mut Context<'_>) {
+        if let Some(parked) = self.parked.take() {
+            cx.actions.push(Action::Close(parked.connection));
+        }
+    }
+
+    /// Called when a connection has ended: its place may be free now.
+    pub(super) fn unpark(&mut self, cx: &mut Context<'_>) {
+        if self.parked.is_none() {
+            return;
+        }
+        let until = match &self.state {
+            State::Idle(super::Idle::Held { until }) => Some(*until),
+            State::Trying(trying) if trying.incoming.is_none() => None,
+            State::Idle(_) | State::Trying(_) | State::Established(_) => return,
+        };
+        let Some(parked) = self.parked.take() else {
+            return;
+        };
+        if let Some(until) = until {
+            self.leave_hold(until);
+        }
+        let pending = self.open_connection(cx, parked.connection);
+        if let State::Trying(trying) = &mut self.state {
+            trying.incoming = Some(pending);
+            if let Some(open) = parked.open {
+                self.handle_open(cx, parked.connection, open);
+            }
+        }
+    }
+}
