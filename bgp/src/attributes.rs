@@ -272,6 +272,30 @@ impl AsPath {
         }
     }
 
+    /// Takes out the numbers for private use (RFC 6996) that stand before the first other one, so
+    /// that no gap appears inside a path.
+    pub fn remove_leading_private(&mut self) {
+        while let Some(first) = self.0.first_mut() {
+            let public = first.asns.iter().position(|asn| !asn.is_private());
+            match first.kind {
+                SegmentKind::Sequence => match public {
+                    Some(index) => {
+                        first.asns.drain(..index);
+                        return;
+                    }
+                    None => {
+                        self.0.remove(0);
+                    }
+                },
+                // A set is one place in the path: all of it or nothing.
+                _ if public.is_none() => {
+                    self.0.remove(0);
+                }
+                _ => return,
+            }
+        }
+    }
+
     /// The path with a number in front.
     pub fn prepended(&self, asn: Asn) -> Self {
         let mut path = self.clone();

@@ -10,6 +10,11 @@ impl Asn {
     /// Stands in the two-octet fields for a number that does not fit (RFC 6793 §4.2.2).
     pub const TRANS: Asn = Asn(23456);
 
+    /// For private use (RFC 6996 §5).
+    pub fn is_private(self) -> bool {
+        matches!(self.0, 64_512..=65_534 | 4_200_000_000..=4_294_967_294)
+    }
+
     /// As a two-octet field carries it: itself, or AS_TRANS (RFC 6793 §4.2.2).
     pub fn two_octet(self) -> u16 {
         u16::try_from(self.0).unwrap_or(23456)

@@ -25,6 +25,9 @@ pub(super) struct ExportParameters {
     pub(super) always_next_hop_self: bool,
     pub(super) third_party_subnet: Option<IpNet>,
     pub(super) role: Option<Role>,
+    /// Our number towards an external peer.
+    pub(super) local_as: Asn,
+    pub(super) remove_private_as: bool,
     pub(super) policy: Arc<Policy>,
     pub(super) negotiated: Arc<Negotiated>,
 }
@@ -38,6 +41,8 @@ impl ExportParameters {
             always_next_hop_self: session.always_next_hop_self,
             third_party_subnet: session.third_party_subnet,
             role: session.role.filter(|_| session.kind == PeerKind::External),
+            local_as: session.local_as.unwrap_or(shared.config.asn),
+            remove_private_as: session.remove_private_as && session.kind == PeerKind::External,
             policy: session.export.clone(),
             negotiated: session.negotiated.clone(),
         }
@@ -97,6 +102,9 @@ pub(super) fn attributes(
             }
             out.originator_id = None;
             out.cluster_list.clear();
+            if to.remove_private_as {
+                out.as_path.remove_leading_private();
+            }
         }
         PeerKind::Internal => {
             // RFC 4271 §5.1.5
@@ -115,9 +123,9 @@ pub(super) fn attributes(
     if to.kind == PeerKind::External {
         out.local_pref = None;
         // RFC 4271 §5.1.2 b
-        out.as_path.prepend(shared.config.asn, 1);
+        out.as_path.prepend(to.local_as, 1);
     }
-    mark_for_customers(to, shared.config.asn, &mut out);
+    mark_for_customers(to, to.local_as, &mut out);
     Some(out)
 }
 

@@ -34,7 +34,7 @@ pub(super) struct FamilyRib<K> {
     /// Prefixes whose forwarding may have changed.
     forwarding: VecDeque<u32>,
     originated: HashMap<K, LocalRoute, foldhash::fast::RandomState>,
-    /// How many prefixes of each length are originated.
+    /// How many originated prefixes there are of each length, of those that own what lies inside.
     originated_lengths: Vec<u32>,
     /// Originations changed: paths inside these prefixes have to be assessed again.
     reassess_inside: Vec<K>,
@@ -132,6 +132,7 @@ impl<K: Prefix> FamilyRib<K> {
         };
         let outcome = self.table.set_path(shared, route, path);
         self.changed(shared, route, outcome);
+        shared.warn_of_prefixes(slot, K::FAMILY);
         Ok(())
     }
 
@@ -190,7 +191,10 @@ impl<K: Prefix> FamilyRib<K> {
         !self.originated.is_empty()
             && (0..=key.length()).any(|length| {
                 self.originated_lengths[usize::from(length)] > 0
-                    && self.originated.contains_key(&key.truncate(length))
+                    && self
+                        .originated
+                        .get(&key.truncate(length))
+                        .is_some_and(|local| local.owns_inside)
             })
     }
 
@@ -209,9 +213,11 @@ impl<K: Prefix> FamilyRib<K> {
         attributes
             .large_communities
             .clone_from(&local.large_communities);
-        if self.originated.insert(key, local).is_none() {
-            self.originated_lengths[usize::from(key.length())] += 1;
-            self.reassess_inside.push(key);
+        let owns = local.owns_inside;
+        let before = self.originated.insert(key, local);
+        let owned = before.is_some_and(|before| before.owns_inside);
+        if owns != owned {
+            self.count_owned(key, owns);
         }
         let received = shared.attributes.intern(&Arc::new(attributes));
         shared.attributes.retain(received);
@@ -228,12 +234,24 @@ impl<K: Prefix> FamilyRib<K> {
         self.changed(shared, route, outcome);
     }
 
-    pub(super) fn withdraw_originated(&mut self, shared: &mut Shared, key: K) {
-        if self.originated.remove(&key).is_none() {
-            return;
+    /// What lies inside is ours from now on, or no longer.
+    fn count_owned(&mut self, key: K, owned: bool) {
+        let count = &mut self.originated_lengths[usize::from(key.length())];
+        if owned {
+            *count += 1;
+        } else {
+            *count -= 1;
         }
-        self.originated_lengths[usize::from(key.length())] -= 1;
         self.reassess_inside.push(key);
+    }
+
+    pub(super) fn withdraw_originated(&mut self, shared: &mut Shared, key: K) {
+        let Some(before) = self.originated.remove(&key) else {
+            return;
+        };
+        if before.owns_inside {
+            self.count_owned(key, false);
+        }
         if let Some(route) = self.table.find(key) {
             let (_, outcome) = self
                 .table

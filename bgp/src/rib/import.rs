@@ -122,7 +122,8 @@ impl Import {
 /// Checks that no policy can lift.
 fn refuse(shared: &Shared, session: &PeerRib, attributes: &Attributes) -> Option<Ineligible> {
     // RFC 4271 §9.1.2: our own number in the path is a loop.
-    let own = attributes.as_path.count(shared.config.asn);
+    let count = |asn| attributes.as_path.count(asn);
+    let own = count(shared.config.asn).max(session.local_as.map_or(0, count));
     if own > usize::from(session.allow_own_as) {
         return Some(Ineligible::AsLoop);
     }

@@ -52,6 +52,8 @@ pub(super) struct Peer {
     pub(super) counts: [PeerCounts; 2],
     /// Waits in `dirty_peers`.
     pub(super) notified: bool,
+    /// The log has been warned of the number of prefixes, for each family.
+    pub(super) warned: [bool; 2],
     /// The update group it is a member of, for each family.
     pub(super) group: [Option<u32>; 2],
 }
@@ -104,6 +106,27 @@ impl Shared {
         &mut peer.counts[family.index()]
     }
 
+    /// Once the peer has sent more prefixes than its warning threshold.
+    pub(super) fn warn_of_prefixes(&mut self, slot: u16, family: Family) {
+        let index = family.index();
+        let Some(peer) = self.peer_mut(slot) else {
+            return;
+        };
+        if let Some(threshold) = peer.session.warn_prefixes[index]
+            && peer.counts[index].received > threshold
+            && !peer.warned[index]
+        {
+            peer.warned[index] = true;
+            tracing::warn!(
+                peer = %peer.session.remote_address,
+                %family,
+                threshold,
+                limit = peer.session.max_prefixes[index],
+                "the number of received prefixes is near its limit"
+            );
+        }
+    }
+
     /// The slot of a peer that comes up, new or kept for its stale paths.
     pub(super) fn bring_up(&mut self, id: PeerId, session: PeerRib) -> u16 {
         if let Some(slot) = self.slot(id) {
@@ -112,6 +135,7 @@ impl Shared {
                 .expect("the slot of a known peer is taken");
             peer.up = true;
             peer.session = session;
+            peer.warned = [false; 2];
             for counts in &mut peer.counts {
                 counts.end_of_rib_received = false;
                 counts.end_of_rib_sent = false;
@@ -124,6 +148,7 @@ impl Shared {
             session,
             counts: Default::default(),
             notified: false,
+            warned: [false; 2],
             group: [None; 2],
         };
         let free = self

@@ -95,6 +95,14 @@ pub struct PeerRib {
     pub negotiated: Arc<Negotiated>,
     /// Most prefixes taken from it, for each family, before policy.
     pub max_prefixes: [Option<u32>; 2],
+    /// How many are worth a warning in the log, once for each session and family.
+    pub warn_prefixes: [Option<u32>; 2],
+    /// The number under which we are known to this external peer: in the path it is sent instead
+    /// of our own, and a loop in what it sends, as ours is. `None`: our own.
+    pub local_as: Option<Asn>,
+    /// Take numbers for private use out of the path that this external peer is sent, up to the
+    /// first one that is not (RFC 6996 §4).
+    pub remove_private_as: bool,
 }
 
 impl PeerRib {
@@ -125,6 +133,9 @@ impl PeerRib {
             export: Arc::new(Policy::none()),
             negotiated,
             max_prefixes: [None; 2],
+            warn_prefixes: [None; 2],
+            local_as: None,
+            remove_private_as: false,
         }
     }
 }
@@ -136,6 +147,9 @@ pub struct LocalRoute {
     pub med: Option<u32>,
     pub communities: Vec<u32>,
     pub large_communities: Vec<[u32; 3]>,
+    /// What lies inside is ours too, so that `Match::WithinOriginated` holds for it. Not so for a
+    /// prefix that is announced on behalf of others.
+    pub owns_inside: bool,
 }
 
 impl Default for LocalRoute {
@@ -145,6 +159,7 @@ impl Default for LocalRoute {
             med: None,
             communities: Vec::new(),
             large_communities: Vec::new(),
+            owns_inside: true,
         }
     }
 }

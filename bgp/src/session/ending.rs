@@ -268,6 +268,7 @@ impl Session {
             .errors
             .fail(&mut self.rng, timers.error_hold, timers.error_hold_max);
         self.returns.count(cx.now);
+        self.rests_until = None;
         self.state = State::Idle(Idle::Held {
             until: cx.now + wait,
         });
@@ -279,6 +280,20 @@ impl Session {
             outgoing: self.waiting_outgoing(until, Duration::ZERO),
             incoming: None,
         });
+    }
+
+    /// After an error: Idle for this long instead of what the errors so far make of it, also for a
+    /// neighbour that comes by itself.
+    pub(crate) fn rest(&mut self, cx: &mut Context<'_>, rest: Duration) {
+        let until = cx.now + rest;
+        match self.state {
+            State::Idle(Idle::Stopped) | State::Established(_) => return,
+            State::Idle(Idle::Held { .. }) => {}
+            // A second connection took the place of the first.
+            State::Trying(_) => self.close_all(cx, None),
+        }
+        self.state = State::Idle(Idle::Held { until });
+        self.rests_until = Some(until);
     }
 
     /// Active: takes connections, and dials after a while.

@@ -71,7 +71,8 @@ impl Session {
         match &self.state {
             State::Idle(Idle::Stopped) => return false,
             State::Idle(Idle::Held { until }) => {
-                if self.returns.is_exceeded(cx.now) {
+                let rests = self.rests_until.is_some_and(|until| cx.now < until);
+                if rests || self.returns.is_exceeded(cx.now) {
                     return false;
                 }
                 let until = *until;

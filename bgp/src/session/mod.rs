@@ -157,6 +157,8 @@ pub(crate) struct Session {
     errors: Backoff,
     /// How fast the neighbour may come back after errors.
     returns: Rate,
+    /// Until then no connection is taken from a neighbour that is held after an error.
+    rests_until: Option<Instant>,
     parked: Option<Parked>,
     /// Routes of the last session that are still kept, while there is no new one.
     stale: Option<Stale>,
@@ -276,6 +278,7 @@ impl Session {
             dials: Backoff::default(),
             errors: Backoff::default(),
             returns: Rate::default(),
+            rests_until: None,
             parked: None,
             stale: None,
             was_established: false,

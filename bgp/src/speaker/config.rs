@@ -9,8 +9,11 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
+
 use crate::{
     policy::Policy,
+    rib::LocalRoute,
     types::{Asn, Family},
 };
 
@@ -37,6 +40,8 @@ pub struct SpeakerConfig {
     pub first_sync_timeout: Duration,
     /// Seeds all jitter; two speakers of one simulation get different ones.
     pub seed: u64,
+    /// Originated from the start, apart from what commands add; withdrawn by nobody.
+    pub originate: Vec<(IpNet, LocalRoute)>,
     pub peers: Vec<PeerConfig>,
 }
 
@@ -53,6 +58,7 @@ impl SpeakerConfig {
             restarting: None,
             first_sync_timeout: Duration::from_secs(120),
             seed: 0,
+            originate: Vec::new(),
             peers: Vec::new(),
         }
     }
@@ -121,11 +127,22 @@ pub struct PeerConfig {
     pub families: Vec<Family>,
     /// More prefixes than this in one family end the session with Cease 6/1.
     pub max_prefixes: Option<u32>,
+    /// More than this are warned of in the log.
+    pub warn_prefixes: Option<u32>,
+    /// How long the session rests after it had too many prefixes; by default as after any error.
+    pub max_prefixes_restart: Option<Duration>,
     /// By default nothing is taken, and what this speaker originates is sent (RFC 8212).
     pub import: Arc<Policy>,
     pub export: Arc<Policy>,
     /// Announce ourselves as next hop to internal peers for routes of external ones.
     pub next_hop_self: bool,
+    /// The number under which this external peer knows us. It stands in the OPEN and in the path
+    /// instead of ours, which the peer never sees.
+    pub local_as: Option<Asn>,
+    /// How often our own number may stand in a path that this peer sends.
+    pub allow_own_as: u8,
+    /// Send this external peer paths without leading numbers for private use (RFC 6996).
+    pub remove_private_as: bool,
     pub timers: Timers,
     /// Advertise graceful restart (RFC 4724) with this restart time, at most 4,095 s.
     pub graceful_restart: Option<Duration>,
@@ -150,6 +167,11 @@ impl PeerConfig {
             multihop: None,
             families: Family::ALL.to_vec(),
             max_prefixes: None,
+            warn_prefixes: None,
+            max_prefixes_restart: None,
+            local_as: None,
+            allow_own_as: 0,
+            remove_private_as: false,
             import: Arc::new(Policy::none()),
             export: Arc::new(Policy::export_blocks()),
             next_hop_self: false,
@@ -171,6 +193,12 @@ impl PeerConfig {
         }
         if self.asn.0 == 0 {
             return fail("AS 0 is reserved (RFC 7607)");
+        }
+        if self.local_as == Some(Asn(0)) {
+            return fail("AS 0 is reserved (RFC 7607)");
+        }
+        if self.local_as == Some(self.asn) {
+            return fail("local_as is for external peers, and it is the peer's own number");
         }
         if self.families.is_empty() {
             return fail("no address family is enabled");

@@ -184,6 +184,9 @@ impl Speaker {
             },
             config,
         };
+        for (prefix, route) in std::mem::take(&mut speaker.config.originate) {
+            speaker.rib.originate(now, prefix, route);
+        }
         for peer in std::mem::take(&mut speaker.config.peers) {
             speaker.insert_peer(now, peer);
         }
@@ -283,7 +286,16 @@ impl Speaker {
                 if let Err(limit) = self.rib.update(now, peer_id, &update) {
                     // RFC 4486 §4
                     let error = Notification::maximum_prefixes(limit.family, limit.limit);
-                    self.with_session(now, peer_id, |session, cx| session.fail(cx, error));
+                    let rest = self
+                        .peers
+                        .get(&peer_id)
+                        .and_then(|peer| peer.config.max_prefixes_restart);
+                    self.with_session(now, peer_id, |session, cx| {
+                        session.fail(cx, error);
+                        if let Some(rest) = rest {
+                            session.rest(cx, rest);
+                        }
+                    });
                 }
                 if update.end_of_rib.is_some() {
                     self.check_first_sync(now);

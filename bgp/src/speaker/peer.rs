@@ -106,7 +106,7 @@ impl Peer {
 /// What a session must know of the configuration.
 pub(super) fn settings(speaker: &SpeakerConfig, peer: &PeerConfig, restarting: bool) -> Settings {
     Settings {
-        local_asn: speaker.asn,
+        local_asn: peer.local_as.unwrap_or(speaker.asn),
         router_id: speaker.router_id,
         remote_asn: peer.asn,
         families: peer.family_flags(),
@@ -127,7 +127,7 @@ pub(super) fn rib_session(
     local: Option<SocketAddr>,
     up: Up,
 ) -> PeerRib {
-    let kind = if peer.asn == speaker.asn {
+    let kind = if peer.asn == speaker.asn && peer.local_as.is_none() {
         PeerKind::Internal
     } else {
         PeerKind::External
@@ -143,6 +143,10 @@ pub(super) fn rib_session(
         import: Arc::clone(&peer.import),
         export: Arc::clone(&peer.export),
         max_prefixes: [peer.max_prefixes; 2],
+        warn_prefixes: [peer.warn_prefixes; 2],
+        local_as: peer.local_as,
+        allow_own_as: peer.allow_own_as,
+        remove_private_as: peer.remove_private_as,
         ..PeerRib::new(
             kind,
             up.remote.asn,

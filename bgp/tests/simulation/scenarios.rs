@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bgp::{
     policy::Policy,
+    rib::LocalRoute,
     speaker::{
         config::{PeerConfig, SpeakerConfig},
         status::{PeerState, PeerStatus},
@@ -149,6 +150,45 @@ fn a_peer_with_too_many_prefixes_is_closed_with_6_1_and_the_others_stay() {
     world.withdraw(1, prefix(1, 3, Family::Ipv4Unicast));
     run_for(&mut world, 120);
     assert_eq!(world.nodes[0].forwarding.len(), 4);
+}
+
+#[test]
+fn a_peer_with_too_many_prefixes_rests_for_the_configured_time() {
+    let mut hub = config(64512, 0);
+    let mut limited = peer(1, 64513);
+    limited.max_prefixes = Some(1);
+    limited.max_prefixes_restart = Some(Duration::from_secs(600));
+    hub.peers = vec![limited];
+    let mut one = config(64513, 1);
+    one.peers = vec![peer(0, 64512)];
+    let mut world = World::new(6, vec![hub, one]);
+    world.originate(1, prefix(1, 0, Family::Ipv4Unicast));
+    world.originate(1, prefix(1, 1, Family::Ipv4Unicast));
+    run_for(&mut world, 10);
+    world.withdraw(1, prefix(1, 1, Family::Ipv4Unicast));
+    run_for(&mut world, 570);
+    let limited = status(&world, 0, 1);
+    assert_eq!(limited.state, PeerState::Idle);
+    assert_eq!(limited.counters.established_count, 1);
+    run_for(&mut world, 60);
+    assert_eq!(status(&world, 0, 1).state, PeerState::Established);
+}
+
+#[test]
+fn a_speaker_is_known_to_a_peer_by_another_number_and_originates_from_the_start() {
+    let mut hub = config(64512, 0);
+    let given = prefix(0, 7, Family::Ipv4Unicast);
+    hub.originate = vec![(given, LocalRoute::default())];
+    let mut renamed = peer(1, 64513);
+    renamed.local_as = Some(Asn(64600));
+    hub.peers = vec![renamed];
+    let mut one = config(64513, 1);
+    one.peers = vec![peer(0, 64600)];
+    let mut world = World::new(6, vec![hub, one]);
+    run_for(&mut world, 10);
+    assert_eq!(status(&world, 1, 0).state, PeerState::Established);
+    assert_eq!(status(&world, 0, 1).local_asn, Asn(64600));
+    assert!(world.nodes[1].forwarding.contains_key(&given));
 }
 
 #[test]

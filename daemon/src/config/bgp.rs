@@ -9,8 +9,9 @@ use std::{
 use bgp::types::Family;
 
 use super::{
-    Bgp, ExportPolicy, GracefulRestart, ImportPolicy, Node, Password, Peer,
+    Bgp, ExportPolicy, GracefulRestart, ImportPolicy, Node, Password, Peer, Pool,
     document::{Found, Section},
+    originate,
     policy::Named,
     sections::{defaults, is_name, is_usable, name_rule, seconds},
 };
@@ -38,6 +39,7 @@ struct Inherited {
 pub(super) fn read(
     mut section: Section<'_, '_, '_>,
     node: Option<&Node>,
+    pools: &[Found<Pool>],
     named: &Named,
 ) -> Option<Option<Bgp>> {
     let asn = section.integer("asn", 1..=u32::MAX);
@@ -69,6 +71,7 @@ pub(super) fn read(
             }),
         },
     );
+    let originate = originate::read(section.sections("originate"), pools);
     let sections = section.sections("peer");
     if !section.is_present() {
         // Makes the keys of a peer known.
@@ -93,6 +96,7 @@ pub(super) fn read(
         router_id: router_id.map(|found| found.value),
         listen,
         cluster_id: cluster_id.map(|found| found.value),
+        originate,
         peers,
     }))
 }
@@ -241,7 +245,8 @@ fn read_peer(
     let password = read_password(&mut section);
     let (ttl_security, multihop) = read_hops(&mut section, internal);
     let families = read_families(&mut section);
-    let max_prefixes = section.integer("max_prefixes", 1..=u32::MAX);
+    let limits = read_limits(&mut section);
+    let paths = read_paths(&mut section, context, asn.as_ref());
     let own = read_inherited(&mut section, context.named, &context.inherited);
     section.finish();
     Some(Peer {
@@ -258,7 +263,13 @@ fn read_peer(
         ttl_security,
         multihop,
         families,
-        max_prefixes: max_prefixes.map(|found| found.value),
+        max_prefixes: limits.most,
+        max_prefixes_warning: limits.warning,
+        max_prefixes_restart: limits.restart,
+        local_as: paths.local_as,
+        allow_own_as: paths.allow_own_as,
+        next_hop_self: paths.next_hop_self,
+        remove_private_as: paths.remove_private_as,
         import: own.import,
         export: own.export,
         hold_time: own.hold_time,
@@ -339,6 +350,98 @@ fn read_hops(
         }
     }
     (ttl_security.as_ref().map(byte), multihop.as_ref().map(byte))
+}
+
+/// What `max_prefixes` and the keys around it say.
+struct Limits {
+    most: Option<u32>,
+    warning: Option<u32>,
+    restart: Option<Duration>,
+}
+
+fn read_limits(section: &mut Section<'_, '_, '_>) -> Limits {
+    let most = section.integer("max_prefixes", 1..=u32::MAX);
+    let percent = section.integer("max_prefixes_warning", 1..=100);
+    let restart = section.duration("max_prefixes_restart", seconds(1)..=seconds(86_400));
+    if most.is_none() {
+        for (key, span) in [
+            (
+                "max_prefixes_warning",
+                percent.as_ref().map(|found| &found.span),
+            ),
+            (
+                "max_prefixes_restart",
+                restart.as_ref().map(|found| &found.span),
+            ),
+        ] {
+            if let Some(span) = span {
+                section.error(key, Some(span.clone()), "needs max_prefixes");
+            }
+        }
+    }
+    let most = most.map(|found| found.value);
+    let percent = percent.map_or(defaults::MAX_PREFIXES_WARNING, |found| found.value);
+    Limits {
+        most,
+        warning: most.map(|most| {
+            let share = u64::from(most) * u64::from(percent) / 100;
+            u32::try_from(share).expect("not more than the whole")
+        }),
+        restart: restart.map(|found| found.value),
+    }
+}
+
+/// How paths and next hops are treated.
+struct Paths {
+    local_as: Option<u32>,
+    allow_own_as: u8,
+    next_hop_self: bool,
+    remove_private_as: bool,
+}
+
+fn read_paths(
+    section: &mut Section<'_, '_, '_>,
+    context: &Context<'_>,
+    asn: Option<&Found<u32>>,
+) -> Paths {
+    let internal = asn.map(|asn| Some(asn.value) == context.asn);
+    let local_as = section.integer("local_as", 1..=u32::MAX);
+    let allow_own_as = section.integer("allow_own_as", 0..=10);
+    let next_hop_self = section.boolean("next_hop_self");
+    let remove_private_as = section.boolean("remove_private_as");
+    if let Some(Found { value, span }) = &local_as {
+        let reason = if internal == Some(true) {
+            "is for external peers"
+        } else if asn.is_some_and(|asn| asn.value == *value) {
+            "is the number of the peer itself"
+        } else if context.asn == Some(*value) {
+            "is the same as bgp.asn; remove it"
+        } else {
+            ""
+        };
+        if !reason.is_empty() {
+            section.error("local_as", Some(span.clone()), reason);
+        }
+    }
+    if let Some(Found { value: true, span }) = &next_hop_self
+        && internal == Some(false)
+    {
+        let reason = "is for internal peers; external ones always get this node as next hop";
+        section.error("next_hop_self", Some(span.clone()), reason);
+    }
+    if let Some(Found { value: true, span }) = &remove_private_as
+        && internal == Some(true)
+    {
+        let reason = "is for external peers";
+        section.error("remove_private_as", Some(span.clone()), reason);
+    }
+    Paths {
+        local_as: local_as.map(|found| found.value),
+        allow_own_as: allow_own_as
+            .map_or(0, |found| u8::try_from(found.value).expect("at most 10")),
+        next_hop_self: next_hop_self.is_some_and(|found| found.value),
+        remove_private_as: remove_private_as.is_some_and(|found| found.value),
+    }
 }
 
 fn read_families(section: &mut Section<'_, '_, '_>) -> Vec<Family> {

@@ -12,8 +12,11 @@
 //! `deploy/config/agentd.toml` names every key beside its default.
 
 mod bgp;
+#[cfg(test)]
+mod bgp_tests;
 mod document;
 mod error;
+mod originate;
 mod policy;
 #[cfg(test)]
 mod policy_tests;
@@ -32,7 +35,7 @@ use std::{
     time::Duration,
 };
 
-use ::bgp::{policy::Policy, types::Family};
+use ::bgp::{policy::Policy, rib::LocalRoute, types::Family};
 use ipnet::IpNet;
 
 pub use error::{ConfigError, ConfigErrors};
@@ -117,6 +120,8 @@ pub struct Bgp {
     pub listen: Vec<SocketAddr>,
     /// Present: this node reflects routes between its clients (RFC 4456).
     pub cluster_id: Option<Ipv4Addr>,
+    /// Prefixes announced beside the blocks, each once.
+    pub originate: Vec<(IpNet, LocalRoute)>,
     /// In the order of the file; names and addresses are unique. Every value that `[bgp]` gives
     /// a default for is already filled in.
     pub peers: Vec<Peer>,
@@ -149,6 +154,18 @@ pub struct Peer {
     /// The session ends when the peer sends more prefixes of one family (Cease, RFC 4486).
     /// `None`: no limit.
     pub max_prefixes: Option<u32>,
+    /// A warning is logged when the peer sends more: a share of `max_prefixes`.
+    pub max_prefixes_warning: Option<u32>,
+    /// How long the session rests after `max_prefixes`. `None`: as after any error.
+    pub max_prefixes_restart: Option<Duration>,
+    /// Only external peers: the number by which they know this node instead of `bgp.asn`.
+    pub local_as: Option<u32>,
+    /// How often an own number may stand in a received path, 0 to 10.
+    pub allow_own_as: u8,
+    /// Only internal peers: our address as next hop also of routes of external peers.
+    pub next_hop_self: bool,
+    /// Only external peers: paths without leading numbers for private use.
+    pub remove_private_as: bool,
     pub import: ImportPolicy,
     pub export: ExportPolicy,
     /// Zero: no keepalives and no hold timer; otherwise at least 3 s. Keepalive is a third of it.

@@ -310,7 +310,7 @@ fn word<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, String> {
     }
 }
 
-fn community(text: &str) -> Result<u32, String> {
+pub(super) fn community(text: &str) -> Result<u32, String> {
     parse_community(text).ok_or_else(|| {
         format!(
             "\"{text}\" is not a community, as \"64512:100\" (two numbers up to 65535) or \
@@ -319,12 +319,12 @@ fn community(text: &str) -> Result<u32, String> {
     })
 }
 
-fn large_community(text: &str) -> Result<[u32; 3], String> {
+pub(super) fn large_community(text: &str) -> Result<[u32; 3], String> {
     parse_large_community(text)
         .ok_or_else(|| format!("\"{text}\" is not a large community, as \"64512:1:2\""))
 }
 
-fn read_net(text: &str) -> Result<IpNet, String> {
+pub(super) fn read_net(text: &str) -> Result<IpNet, String> {
     let net: Option<IpNet> = text.parse().ok().or_else(|| {
         let address: Option<std::net::IpAddr> = text.parse().ok();
         address.map(IpNet::from)

@@ -29,6 +29,8 @@ pub(super) mod defaults {
     pub(crate) const BLOCK_SIZE_V4: u8 = 26;
     pub(crate) const BLOCK_SIZE_V6: u8 = 122;
     pub(crate) const LISTEN: [&str; 2] = ["0.0.0.0:179", "[::]:179"];
+    /// Percent of `max_prefixes`.
+    pub(crate) const MAX_PREFIXES_WARNING: u32 = 80;
     pub(crate) const BGP_PORT: u16 = 179;
     pub(crate) const HOLD_TIME: Duration = Duration::from_secs(9);
     pub(crate) const CONNECT_RETRY_TIME: Duration = Duration::from_secs(1);
@@ -65,7 +67,7 @@ fn read(mut root: Section<'_, '_, '_>) -> Option<Config> {
     let ipam = read_ipam(root.section("ipam"), &mut pools);
     let own_asn = policy::own_asn(root.section("bgp"));
     let named = policy::read(root.sections("policy"), &pools, own_asn);
-    let bgp = bgp::read(root.section("bgp"), node.as_ref(), &named);
+    let bgp = bgp::read(root.section("bgp"), node.as_ref(), &pools, &named);
     let telemetry = read_telemetry(root.section("telemetry"));
     let log = read_log(root.section("log"));
     if let Some(node) = &node {

@@ -14,12 +14,12 @@ fn errors(text: &str) -> Vec<String> {
 
 /// `text` has exactly this error.
 #[track_caller]
-fn check(text: &str, expected: &str) {
+pub(super) fn check(text: &str, expected: &str) {
     assert_eq!(errors(text), [expected.to_owned()], "in:\n{text}");
 }
 
 #[track_caller]
-fn parsed(text: &str) -> Config {
+pub(super) fn parsed(text: &str) -> Config {
     Config::parse(text, Path::new("agentd.toml")).expect("a valid configuration")
 }
 
@@ -106,6 +106,12 @@ fn a_pool_and_a_peer_get_every_default() {
             multihop: None,
             families: vec![Family::Ipv4Unicast, Family::Ipv6Unicast],
             max_prefixes: None,
+            max_prefixes_warning: None,
+            max_prefixes_restart: None,
+            local_as: None,
+            allow_own_as: 0,
+            next_hop_self: false,
+            remove_private_as: false,
             import: ImportPolicy::Pools,
             export: ExportPolicy::Blocks,
             hold_time: Duration::from_secs(9),

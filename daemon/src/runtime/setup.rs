@@ -81,6 +81,7 @@ pub(super) fn speaker(
     config.cluster_id = bgp.cluster_id;
     config.listen.clone_from(&bgp.listen);
     config.restarting = restarting;
+    config.originate.clone_from(&bgp.originate);
     config.seed = u64::from(std::process::id()) ^ u64::from(u32::from(router_id)) << 32;
     config.peers = bgp
         .peers
@@ -109,6 +110,12 @@ fn peer(configured: &Peer, import_pools: &Arc<Policy>) -> Result<PeerConfig, Con
     peer.multihop = configured.multihop;
     peer.families.clone_from(&configured.families);
     peer.max_prefixes = configured.max_prefixes;
+    peer.warn_prefixes = configured.max_prefixes_warning;
+    peer.max_prefixes_restart = configured.max_prefixes_restart;
+    peer.local_as = configured.local_as.map(Asn);
+    peer.allow_own_as = configured.allow_own_as;
+    peer.next_hop_self = configured.next_hop_self;
+    peer.remove_private_as = configured.remove_private_as;
     peer.import = match &configured.import {
         ImportPolicy::Pools => import_pools.clone(),
         ImportPolicy::All => Arc::new(Policy::all()),

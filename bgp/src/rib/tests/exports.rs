@@ -365,3 +365,41 @@ fn an_export_policy_alters_what_is_sent_and_nothing_else() {
     assert_eq!(sent(config(), None, target.clone(), PREFIX), Some(expected));
     assert_eq!(sent(config(), None, target, "10.0.1.0/24"), None);
 }
+
+#[test]
+fn a_peer_that_knows_us_by_another_number_sees_only_that() {
+    let target = PeerRib {
+        local_as: Some(Asn(64600)),
+        role: Some(Role::Provider),
+        ..session(PeerKind::External, 90)
+    };
+    let mut expected = attributes(&[64600], "192.0.2.1");
+    expected.only_to_customer = Some(Asn(64600));
+    assert_eq!(sent(config(), None, target, PREFIX), Some(expected));
+}
+
+#[test]
+fn numbers_for_private_use_are_removed_up_to_the_first_other_one() {
+    // RFC 6996 §4
+    for (received, expected) in [
+        (&[64513, 4_200_000_000, 65534][..], &[64512][..]),
+        (&[64513, 65535, 64514], &[64512, 65535, 64514]),
+        (&[7, 64513], &[64512, 7, 64513]),
+        (&[], &[64512]),
+    ] {
+        let source = || Some((client(10), attributes(received, "192.0.2.10")));
+        for (remove, kind, path) in [
+            (true, PeerKind::External, expected.to_vec()),
+            (false, PeerKind::External, [&[64512], received].concat()),
+            (true, PeerKind::Internal, received.to_vec()),
+        ] {
+            let target = PeerRib {
+                remove_private_as: remove,
+                ..session(kind, 90)
+            };
+            let got = sent(config(), source(), target, PREFIX).unwrap();
+            let expected = AsPath::sequence(path.into_iter().map(Asn));
+            assert_eq!(got.as_path, expected, "{received:?} {remove} {kind:?}");
+        }
+    }
+}

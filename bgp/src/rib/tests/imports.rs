@@ -50,6 +50,15 @@ fn loops_leaks_and_useless_next_hops_are_refused_with_the_reason() {
         &looped,
         Some(Ineligible::AsLoop),
     );
+    // Both numbers that are ours.
+    let renamed = PeerRib {
+        local_as: Some(Asn(64600)),
+        ..external(11)
+    };
+    let known_as = attributes(&[65011, 64600], "192.0.2.11");
+    check_import(external(11), &known_as, None);
+    check_import(renamed.clone(), &known_as, Some(Ineligible::AsLoop));
+    check_import(renamed, &looped, Some(Ineligible::AsLoop));
     // RFC 4271 §6.3
     let strict = PeerRib {
         enforce_first_as: true,
@@ -202,6 +211,43 @@ fn a_large_originated_prefix_is_judged_by_one_walk_and_gives_the_same() {
     fixture.settle();
     let left: Vec<_> = fixture.forwarding.keys().map(IpNet::to_string).collect();
     assert_eq!(left, ["10.200.0.0/24"]);
+}
+
+#[test]
+fn a_prefix_announced_for_others_leaves_what_lies_inside_alone() {
+    let session = PeerRib {
+        import: Arc::new(Policy::import_pools(&[net("10.0.0.0/8")])),
+        ..external(11)
+    };
+    let mut fixture = Fixture::with_peers(config(), [session]);
+    let for_others = LocalRoute {
+        owns_inside: false,
+        ..LocalRoute::default()
+    };
+    let aggregate = net("10.0.0.0/9");
+    let inside = "10.1.0.0/16";
+    let check = |fixture: &mut Fixture, expected: Reason| {
+        fixture.settle();
+        let table = Table::AdjRibIn(None);
+        assert_eq!(fixture.reason(table, inside, 11), expected);
+    };
+    let attributes = attributes(&[65011], "192.0.2.11");
+    fixture
+        .rib
+        .originate(fixture.now, aggregate, for_others.clone());
+    fixture.update(11, announce(&attributes, &[net(inside)]));
+    check(&mut fixture, Reason::Best(None));
+    // It becomes ours, no longer is, becomes it again, and goes.
+    let own = Reason::Rejected("pools/own-block".into());
+    let ours = LocalRoute::default();
+    fixture.rib.originate(fixture.now, aggregate, ours.clone());
+    check(&mut fixture, own.clone());
+    fixture.rib.originate(fixture.now, aggregate, for_others);
+    check(&mut fixture, Reason::Best(None));
+    fixture.rib.originate(fixture.now, aggregate, ours);
+    check(&mut fixture, own);
+    fixture.rib.withdraw_originated(aggregate);
+    check(&mut fixture, Reason::Best(None));
 }
 
 #[test]

@@ -1,0 +1,104 @@
+//! Originated prefixes, and options of peers beyond those every peer has.
+#![allow(clippy::unwrap_used)]
+
+use std::{path::Path, time::Duration};
+
+use super::{
+    tests::{check, parsed},
+    *,
+};
+
+#[test]
+fn originated_prefixes_are_read_with_their_attributes() {
+    let text = "[[pool]]\nname = \"p\"\ncidr = \"10.244.0.0/16\"\n[bgp]\nasn = 1\n\
+                [[bgp.originate]]\nprefix = \"192.0.2.0/24\"\nmed = 5\norigin = \"incomplete\"\n\
+                communities = [\"1:2\"]\nlarge_communities = [\"1:2:3\"]\n\
+                [[bgp.originate]]\nprefix = \"10.244.0.0/16\"\n[[bgp.originate]]\nprefix = \"10.0.0.0/8\"\n";
+    let originate = parsed(text).bgp.expect("a section").originate;
+    let plain = LocalRoute {
+        owns_inside: false,
+        ..LocalRoute::default()
+    };
+    let full = LocalRoute {
+        origin: ::bgp::attributes::Origin::Incomplete,
+        med: Some(5),
+        communities: vec![1 << 16 | 2],
+        large_communities: vec![[1, 2, 3]],
+        owns_inside: false,
+    };
+    assert_eq!(
+        originate,
+        [
+            ("192.0.2.0/24".parse().unwrap(), full),
+            ("10.244.0.0/16".parse().unwrap(), plain.clone()),
+            ("10.0.0.0/8".parse().unwrap(), plain),
+        ]
+    );
+}
+
+#[test]
+fn originated_prefixes_may_not_lie_inside_a_pool() {
+    let text = |size: u8, more: &str| {
+        format!(
+            "[[pool]]\nname = \"p\"\ncidr = \"10.244.0.0/26\"\nblock_size = {size}\n\
+             [bgp]\nasn = 1\n[[bgp.originate]]\n{more}\n"
+        )
+    };
+    let inside = "lies inside the pool \"p\" (10.244.0.0/26); of a pool only blocks are announced, by \
+                  themselves";
+    for (size, more, expected) in [
+        (28, "prefix = \"10.244.0.0/28\"", format!(":8: bgp.originate[0].prefix: 10.244.0.0/28 {inside}")),
+        (26, "prefix = \"10.244.0.0/26\"", format!(":8: bgp.originate[0].prefix: 10.244.0.0/26 {inside}")),
+        (26, "prefix = \"10.244.0.1/24\"", ":8: bgp.originate[0].prefix: \"10.244.0.1/24\" has host bits set; write \"10.244.0.0/24\"".into()),
+        (26, "prefix = \"10.0.0.0/8\"\n[[bgp.originate]]\nprefix = \"10.0.0.0/8\"", ":10: bgp.originate[1].prefix: 10.0.0.0/8 is named twice".into()),
+        (26, "med = 1", ":7: bgp.originate[0].prefix: is missing; it is what is announced".into()),
+    ] {
+        check(&text(size, more), &format!("agentd.toml{expected}"));
+    }
+}
+
+#[test]
+fn limits_and_path_options_of_a_peer_are_checked() {
+    let peer = |lines: &str, asn: u32| {
+        let text = format!(
+            "[bgp]\nasn=64512\n[[bgp.peer]]\nname = \"a\"\naddress = \"192.0.2.1\"\nasn = {asn}\n{lines}\n"
+        );
+        Config::parse(&text, Path::new("agentd.toml"))
+            .map(|config| config.bgp.expect("a section").peers[0].clone())
+            .map_err(|errors| errors.to_string())
+    };
+    let limited = peer("max_prefixes = 1000", 1).unwrap();
+    assert_eq!(limited.max_prefixes_warning, Some(800));
+    assert_eq!(limited.max_prefixes_restart, None);
+    let options = "max_prefixes = 4294967295\nmax_prefixes_warning = 100\n\
+                   max_prefixes_restart = \"10m\"\nlocal_as = 64600\nallow_own_as = 2\n\
+                   remove_private_as = true";
+    let full = peer(options, 1).unwrap();
+    assert_eq!(full.max_prefixes_warning, Some(u32::MAX));
+    assert_eq!(full.max_prefixes_restart, Some(Duration::from_secs(600)));
+    assert_eq!((full.local_as, full.allow_own_as), (Some(64600), 2));
+    assert!(full.remove_private_as && !full.next_hop_self);
+    assert!(peer("next_hop_self = true", 64512).unwrap().next_hop_self);
+    for (line, asn, reason) in [
+        ("max_prefixes_warning = 50", 1, "needs max_prefixes"),
+        ("max_prefixes_restart = \"1m\"", 1, "needs max_prefixes"),
+        ("local_as = 64512", 1, "is the same as bgp.asn; remove it"),
+        ("local_as = 1", 1, "is the number of the peer itself"),
+        ("local_as = 2", 64512, "is for external peers"),
+        (
+            "allow_own_as = 11",
+            1,
+            "11 is out of range; 0 to 10 are allowed",
+        ),
+        ("remove_private_as = true", 64512, "is for external peers"),
+        (
+            "next_hop_self = true",
+            1,
+            "is for internal peers; external ones always get this node as next hop",
+        ),
+    ] {
+        let key = line.split(' ').next().unwrap();
+        let expected = format!("agentd.toml:7: bgp.peer[0].{key}: {reason}");
+        assert_eq!(peer(line, asn).unwrap_err(), expected);
+    }
+}
