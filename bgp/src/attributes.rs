@@ -31,6 +31,8 @@ pub struct Attributes {
     pub cluster_list: Vec<Ipv4Addr>,
     /// RFC 9234.
     pub only_to_customer: Option<Asn>,
+    /// Which of the optional transitive attributes above came with the Partial bit.
+    pub partial: Partial,
     /// Optional transitive attributes we do not know, kept byte for byte, in ascending code order.
     pub unknown: Vec<UnknownAttribute>,
 }
@@ -52,6 +54,7 @@ impl Attributes {
             originator_id: None,
             cluster_list: Vec::new(),
             only_to_customer: None,
+            partial: Partial::default(),
             unknown: Vec::new(),
         }
     }
@@ -59,6 +62,22 @@ impl Attributes {
     /// Whether a community is among them.
     pub fn has_community(&self, community: u32) -> bool {
         self.communities.contains(&community)
+    }
+}
+
+/// A set of attributes, by type code: somebody on the way passed them on without knowing them, and
+/// that stays said (RFC 4271 §5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Partial(u64);
+
+impl Partial {
+    /// Codes from 64 on are never known here, and not kept.
+    pub fn insert(&mut self, code: u8) {
+        self.0 |= 1u64.checked_shl(u32::from(code)).unwrap_or(0);
+    }
+
+    pub fn contains(self, code: u8) -> bool {
+        self.0 & 1u64.checked_shl(u32::from(code)).unwrap_or(0) != 0
     }
 }
 

@@ -163,7 +163,8 @@ impl Session {
         let message = match message {
             Ok(message) => message,
             Err(notification) => {
-                self.end(cx, connection, Failure::Error(notification));
+                let error = unexpected_first(phase, notification);
+                self.end(cx, connection, Failure::Error(error));
                 return Received::Nothing;
             }
         };
@@ -185,18 +186,7 @@ impl Session {
             // RFC 6608 §4
             (phase, message) => {
                 let kind = message_type(&message);
-                let notification = match phase {
-                    Phase::Delayed => Notification::new(notify::code::FINITE_STATE_MACHINE, 0, &[]),
-                    Phase::OpenSent => {
-                        Notification::unexpected_message(notify::UnexpectedIn::OpenSent, kind)
-                    }
-                    Phase::OpenConfirm => {
-                        Notification::unexpected_message(notify::UnexpectedIn::OpenConfirm, kind)
-                    }
-                    Phase::Established => {
-                        Notification::unexpected_message(notify::UnexpectedIn::Established, kind)
-                    }
-                };
+                let notification = unexpected(phase, kind);
                 self.end(cx, connection, Failure::Error(notification));
             }
         }
@@ -292,7 +282,7 @@ impl Session {
             .as_ref()
             .is_some_and(|parked| parked.until <= cx.now)
         {
-            self.refuse_parked(cx);
+            self.decide_parked(cx);
         }
         match &mut self.state {
             State::Idle(Idle::Stopped) => {}
@@ -610,6 +600,30 @@ pub(super) fn sweep(cx: &mut Context<'_>, families: [bool; 2]) {
             cx.actions.push(Action::SweepStale(family));
         }
     }
+}
+
+/// RFC 6608 §4
+fn unexpected(phase: Phase, kind: u8) -> Notification {
+    let state = match phase {
+        Phase::Delayed => return Notification::new(notify::code::FINITE_STATE_MACHINE, 0, &[]),
+        Phase::OpenSent => notify::UnexpectedIn::OpenSent,
+        Phase::OpenConfirm => notify::UnexpectedIn::OpenConfirm,
+        Phase::Established => notify::UnexpectedIn::Established,
+    };
+    Notification::unexpected_message(state, kind)
+}
+
+/// A message that may not come in this state is an error of the state machine, whatever else is
+/// wrong with it (RFC 4271 §8.2.2).
+fn unexpected_first(phase: Phase, error: Notification) -> Notification {
+    let kind = match (phase, error.code) {
+        (Phase::Established, notify::code::OPEN_MESSAGE) => 1,
+        (Phase::Established, _) => return error,
+        (_, notify::code::UPDATE_MESSAGE) => 2,
+        (_, notify::code::ROUTE_REFRESH) => 5,
+        _ => return error,
+    };
+    unexpected(phase, kind)
 }
 
 /// RFC 4271 §4.1

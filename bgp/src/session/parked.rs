@@ -16,6 +16,8 @@ use crate::{
 
 /// How long the end of the older connection may take to be noticed.
 const PATIENCE: Duration = Duration::from_millis(250);
+/// The same once the newer one has brought its OPEN.
+const DECISION: Duration = Duration::from_millis(100);
 
 /// See the head of the module.
 #[derive(Debug)]
@@ -43,6 +45,29 @@ impl Session {
             .is_some_and(|parked| parked.connection == connection)
     }
 
+    /// The older connection has not ended by itself.
+    pub(super) fn decide_parked(&mut self, cx: &mut Context<'_>) {
+        let older = match &self.state {
+            State::Trying(trying) => trying
+                .incoming
+                .as_ref()
+                .filter(|older| matches!(older.stage, Stage::OpenConfirm(_)))
+                .map(|older| older.connection),
+            State::Idle(_) | State::Established(_) => None,
+        };
+        let here = (self.settings.router_id, self.settings.local_asn);
+        let peer_dominates = self
+            .parked
+            .as_ref()
+            .and_then(|parked| parked.open.as_ref())
+            .is_some_and(|open| (open.router_id, open.asn) > here);
+        // RFC 4271 §6.8: with the smaller identifier here, the existing connection goes.
+        match older.filter(|_| peer_dominates) {
+            Some(older) => self.end(cx, older, Failure::Collision),
+            None => self.refuse_parked(cx),
+        }
+    }
+
     /// The older connection stays.
     pub(super) fn refuse_parked(&mut self, cx: &mut Context<'_>) {
         if let Some(parked) = self.parked.take() {
@@ -60,22 +85,9 @@ impl Session {
     ) {
         match message {
             Ok(Message::Open(open)) => {
-                let loser = match &self.state {
-                    State::Trying(trying) => trying
-                        .incoming
-                        .as_ref()
-                        .filter(|older| matches!(older.stage, Stage::OpenConfirm(_)))
-                        .map(|older| older.connection),
-                    State::Idle(_) | State::Established(_) => None,
-                };
-                // RFC 4271 §6.8: with the smaller identifier here, the existing connection goes.
-                let peer_dominates =
-                    (open.router_id, open.asn) > (self.settings.router_id, self.settings.local_asn);
                 if let Some(parked) = &mut self.parked {
                     parked.open = Some(open);
-                }
-                if let Some(loser) = loser.filter(|_| peer_dominates) {
-                    self.end(cx, loser, Failure::Collision);
+                    parked.until = parked.until.min(cx.now + DECISION);
                 }
             }
             Ok(Message::Notification(_)) => self.drop_parked(cx),

@@ -140,6 +140,12 @@ struct Writer {
 impl Writer {
     fn known(&mut self, code: u8, attributes: &Attributes, negotiated: &Negotiated, in_body: bool) {
         let width = Width::of(negotiated.four_octet_as);
+        // RFC 4271 §5: what somebody before us passed on without knowing it stays Partial.
+        let transitive = if attributes.partial.contains(code) {
+            TRANSITIVE | flag::PARTIAL
+        } else {
+            TRANSITIVE
+        };
         match code {
             code::ORIGIN => typed::put_origin(&mut self.out, attributes.origin),
             code::AS_PATH => self.attribute(WELL_KNOWN, code, |out| {
@@ -166,11 +172,11 @@ impl Writer {
             }
             code::AGGREGATOR => {
                 if let Some(aggregator) = &attributes.aggregator {
-                    self.aggregator(code, aggregator, width);
+                    self.aggregator(transitive, code, aggregator, width);
                 }
             }
             code::COMMUNITIES if !attributes.communities.is_empty() => {
-                self.attribute(TRANSITIVE, code, |out| {
+                self.attribute(transitive, code, |out| {
                     for community in &attributes.communities {
                         out.extend_from_slice(&community.to_be_bytes());
                     }
@@ -190,14 +196,14 @@ impl Writer {
                 });
             }
             code::EXTENDED_COMMUNITIES if !attributes.extended_communities.is_empty() => {
-                self.attribute(TRANSITIVE, code, |out| {
+                self.attribute(transitive, code, |out| {
                     typed::put_extended_communities(out, &attributes.extended_communities);
                 });
             }
             // RFC 6793 §4.2.2: what two octets could not say.
             code::AS4_PATH if width == Width::Two && aspath::needs_as4(&attributes.as_path) => {
                 let path = aspath::without_confederation(attributes.as_path.clone());
-                self.attribute(TRANSITIVE, code, |out| {
+                self.attribute(transitive, code, |out| {
                     aspath::encode(out, &path, Width::Four);
                 });
             }
@@ -206,17 +212,17 @@ impl Writer {
                     .aggregator
                     .filter(|aggregator| aggregator.asn.0 > u32::from(u16::MAX))
                 {
-                    self.aggregator(code, &aggregator, Width::Four);
+                    self.aggregator(transitive, code, &aggregator, Width::Four);
                 }
             }
             code::LARGE_COMMUNITIES if !attributes.large_communities.is_empty() => {
-                self.attribute(TRANSITIVE, code, |out| {
+                self.attribute(transitive, code, |out| {
                     typed::put_large_communities(out, &attributes.large_communities);
                 });
             }
             code::ONLY_TO_CUSTOMER => {
                 if let Some(Asn(asn)) = attributes.only_to_customer {
-                    self.attribute(TRANSITIVE, code, |out| {
+                    self.attribute(transitive, code, |out| {
                         out.extend_from_slice(&asn.to_be_bytes());
                     });
                 }
@@ -225,8 +231,8 @@ impl Writer {
         }
     }
 
-    fn aggregator(&mut self, code: u8, aggregator: &Aggregator, width: Width) {
-        self.attribute(TRANSITIVE, code, |out| {
+    fn aggregator(&mut self, flags: u8, code: u8, aggregator: &Aggregator, width: Width) {
+        self.attribute(flags, code, |out| {
             match width {
                 Width::Two => out.extend_from_slice(&aggregator.asn.two_octet().to_be_bytes()),
                 Width::Four => out.extend_from_slice(&aggregator.asn.0.to_be_bytes()),

@@ -14,7 +14,7 @@ use super::{
     typed,
 };
 use crate::{
-    attributes::{Aggregator, AsPath, Attributes, NextHop, Origin, UnknownAttribute},
+    attributes::{Aggregator, AsPath, Attributes, NextHop, Origin, Partial, UnknownAttribute},
     message::{Disposition, Fault, Negotiated, Notification},
     types::Asn,
 };
@@ -153,6 +153,7 @@ pub(super) struct Collected<'a> {
     originator_id: Option<Ipv4Addr>,
     cluster_list: Vec<Ipv4Addr>,
     only_to_customer: Option<Asn>,
+    partial: Partial,
     unknown: Vec<UnknownAttribute>,
 }
 
@@ -245,8 +246,12 @@ impl<'a> Collected<'a> {
             });
             return Ok(());
         }
-        if let Err(reason) = self.value(tlv, negotiated) {
-            self.fault(rule.disposition, tlv.code, reason);
+        match self.value(tlv, negotiated) {
+            Ok(()) if rule.flags == TRANSITIVE && tlv.flags & flag::PARTIAL != 0 => {
+                self.partial.insert(tlv.code);
+            }
+            Ok(()) => {}
+            Err(reason) => self.fault(rule.disposition, tlv.code, reason),
         }
         Ok(())
     }
@@ -381,6 +386,7 @@ impl<'a> Collected<'a> {
             originator_id: self.originator_id,
             cluster_list: self.cluster_list,
             only_to_customer: self.only_to_customer,
+            partial: self.partial,
             unknown: self.unknown,
         })
     }

@@ -23,6 +23,8 @@ pub mod monitor;
 pub mod netns;
 pub mod ping;
 pub mod process;
+pub mod raw_message;
+pub mod raw_peer;
 mod reaper;
 pub mod single;
 pub mod two_nodes;

@@ -11,7 +11,8 @@ use proptest::{collection::vec, option, prelude::*};
 use super::*;
 use crate::{
     attributes::{
-        Aggregator, AsPath, Attributes, NextHop, Origin, Segment, SegmentKind, UnknownAttribute,
+        Aggregator, AsPath, Attributes, NextHop, Origin, Partial, Segment, SegmentKind,
+        UnknownAttribute,
     },
     message::{Capability, Nlri, NlriList, Open, RouteRefresh},
     types::{Asn, Family},
@@ -104,6 +105,13 @@ fn attributes(family: Family) -> impl Strategy<Value = Attributes> {
             aggregator: numbers.3,
             originator_id: numbers.4,
             only_to_customer: numbers.5,
+            partial: {
+                let mut partial = Partial::default();
+                if numbers.2 && !lists.0.is_empty() {
+                    partial.insert(8);
+                }
+                partial
+            },
             communities: lists.0,
             extended_communities: lists.1,
             large_communities: lists.2.into_iter().collect(),
