@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    rib::{NextHopState, RouteChange},
+    rib::{NextHopState, NotAdvertised, RouteChange},
     speaker::{
         AdminError,
         config::{ConfigError, PeerConfig},
@@ -79,6 +79,11 @@ pub(super) enum Command {
     SetNextHops(Vec<(IpAddr, NextHopState)>),
     Peers(oneshot::Sender<Vec<PeerStatus>>),
     Routes(RouteQuery, oneshot::Sender<RoutePage>),
+    Advertised(
+        String,
+        IpNet,
+        oneshot::Sender<Result<String, NotAdvertised>>,
+    ),
     AddPeer(Box<PeerConfig>, oneshot::Sender<Result<(), AdminError>>),
     RemovePeer(String, oneshot::Sender<Result<(), AdminError>>),
     Admin(String, Admin, oneshot::Sender<Result<(), AdminError>>),
@@ -141,6 +146,13 @@ impl Handle {
         self.ask(|reply| Command::Routes(query, reply))
             .await
             .unwrap_or_default()
+    }
+
+    /// The policy and rule that let a prefix out to a peer, or why the peer does not get it.
+    pub async fn advertised(&self, peer: &str, prefix: IpNet) -> Result<String, NotAdvertised> {
+        self.ask(|reply| Command::Advertised(peer.to_owned(), prefix, reply))
+            .await
+            .unwrap_or(Err(NotAdvertised::NotEstablished))
     }
 
     /// Adds a neighbour and starts its session.

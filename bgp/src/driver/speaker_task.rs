@@ -338,6 +338,9 @@ impl SpeakerTask {
             }
             Command::Peers(reply) => drop(reply.send(self.speaker.peers())),
             Command::Routes(query, reply) => drop(reply.send(self.speaker.routes(&query))),
+            Command::Advertised(peer, prefix, reply) => {
+                drop(reply.send(self.speaker.advertised(&peer, prefix)));
+            }
             Command::AddPeer(peer, reply) => drop(reply.send(self.add_peer(now, *peer))),
             Command::RemovePeer(name, reply) => {
                 let removed = self.speaker.remove_peer(now, &name);

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::{
     shared::Shared,
-    types::{PeerKind, PeerRib, Role},
+    types::{NotAdvertised, PeerKind, PeerRib, Role},
 };
 use crate::{
     attributes::{Attributes, NextHop, well_known},
@@ -57,29 +57,37 @@ pub(super) struct Origin {
     pub(super) router_id: std::net::Ipv4Addr,
 }
 
-/// The rules that depend on the source and on communities only.
-pub(super) fn is_withheld(
+/// The rules that depend on the source and on communities only; `None` when none forbids it.
+pub(super) fn withheld(
     shared: &Shared,
     to: &ExportParameters,
     source: Source,
     attributes: &Attributes,
-) -> bool {
+) -> Option<NotAdvertised> {
     // RFC 4456 §6: between internal peers only by reflection, to or from a client.
     let internal = to.kind == PeerKind::Internal;
-    let unreflected = match source {
-        Source::Internal => internal && !(to.client && shared.config.cluster_id.is_some()),
-        Source::Client | Source::External | Source::Local => false,
-    };
-    unreflected
-        || attributes.communities.iter().any(|community| match *community {
+    let reflects = to.client && shared.config.cluster_id.is_some();
+    if source == Source::Internal && internal && !reflects {
+        return Some(NotAdvertised::NotReflected);
+    }
+    let forbidden = attributes
+        .communities
+        .iter()
+        .find(|community| match **community {
             well_known::NO_ADVERTISE => true,
             // There are no confederations here: both stop at the border of the AS.
             well_known::NO_EXPORT | well_known::NO_EXPORT_SUBCONFED => !internal,
             _ => false,
-        })
-        // RFC 9234 §5, egress
-        || attributes.only_to_customer.is_some()
-            && matches!(to.role, Some(Role::Customer | Role::Peer | Role::RouteServerClient))
+        });
+    if let Some(community) = forbidden {
+        return Some(NotAdvertised::Community(*community));
+    }
+    // RFC 9234 §5, egress
+    let upwards = matches!(
+        to.role,
+        Some(Role::Customer | Role::Peer | Role::RouteServerClient)
+    );
+    (attributes.only_to_customer.is_some() && upwards).then_some(NotAdvertised::OnlyToCustomer)
 }
 
 /// The attributes as they are sent; `None` when there is no next hop to send.

@@ -16,6 +16,7 @@
 //! Deliberately absent: more than one path for a prefix towards ADD-PATH peers, confederations,
 //! aggregation.
 
+mod advertised;
 mod arena;
 mod decision;
 mod export;

@@ -148,7 +148,7 @@ impl Outputs {
             self.last = Some((key, id));
             return id;
         }
-        if export::is_withheld(shared, to, source, &set.attributes) {
+        if export::withheld(shared, to, source, &set.attributes).is_some() {
             return NOT_SENT;
         }
         let origin = Origin {
@@ -272,7 +272,7 @@ impl Outputs {
 }
 
 /// Whether a prefix fits into a message beside these attributes.
-fn fits<K: Prefix>(to: &ExportParameters, attributes: &Attributes) -> bool {
+pub(super) fn fits<K: Prefix>(to: &ExportParameters, attributes: &Attributes) -> bool {
     let path: usize = attributes
         .as_path
         .0

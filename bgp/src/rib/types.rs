@@ -10,7 +10,7 @@ use std::{
 use ipnet::IpNet;
 
 use crate::{
-    attributes::{Attributes, NextHop, Origin},
+    attributes::{Attributes, NextHop, Origin, format_community},
     message::Negotiated,
     policy::Policy,
     types::{Asn, Family, PeerId},
@@ -312,6 +312,54 @@ impl fmt::Display for Reason {
             Self::Ineligible(why) => write!(f, "not eligible: {why}"),
             Self::Rejected(rule) => write!(f, "rejected by policy {rule}"),
             Self::Exported(rule) => write!(f, "accepted by policy {rule}"),
+        }
+    }
+}
+
+/// Why a peer does not get a prefix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotAdvertised {
+    NotEstablished,
+    /// The address family was not negotiated.
+    Family,
+    /// There is no path, or none that is eligible.
+    NoRoute,
+    /// The best path came from this peer.
+    LearnedFromIt,
+    /// The next hop is the peer itself (RFC 4271 §5.1.3).
+    NextHopIsIt,
+    /// Policy and rule.
+    Rejected(String),
+    /// It came from an internal peer, and this is one too (RFC 4456 §6).
+    NotReflected,
+    /// NO_EXPORT, NO_ADVERTISE or NO_EXPORT_SUBCONFED (RFC 1997).
+    Community(u32),
+    /// RFC 9234 §5.
+    OnlyToCustomer,
+    /// There is no address of our own that could stand as next hop.
+    NoNextHop,
+    /// The attributes leave no room for a prefix in a message.
+    TooLong,
+}
+
+impl fmt::Display for NotAdvertised {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotEstablished => f.write_str("the session is not Established"),
+            Self::Family => f.write_str("the address family was not negotiated"),
+            Self::NoRoute => f.write_str("there is no usable route"),
+            Self::LearnedFromIt => f.write_str("the best route came from this peer"),
+            Self::NextHopIsIt => f.write_str("the next hop is this peer"),
+            Self::Rejected(rule) => write!(f, "rejected by policy {rule}"),
+            Self::NotReflected => {
+                f.write_str("it came from an internal peer and is not reflected to this one")
+            }
+            Self::Community(community) => {
+                write!(f, "it has the community {}", format_community(*community))
+            }
+            Self::OnlyToCustomer => f.write_str("it may go to customers only (ONLY_TO_CUSTOMER)"),
+            Self::NoNextHop => f.write_str("no address of our own can be its next hop"),
+            Self::TooLong => f.write_str("its attributes fill a message"),
         }
     }
 }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     message::Notification,
-    rib::{self, LocalRoute, NextHopState, Rib},
+    rib::{self, LocalRoute, NextHopState, NotAdvertised, Rib},
     types::{Family, PeerId},
 };
 
@@ -200,6 +200,15 @@ impl Speaker {
                 })
                 .collect(),
             next: page.next,
+        }
+    }
+
+    /// The policy and rule that let a prefix out to a peer, or why the peer does not get it. An
+    /// unknown peer has no session.
+    pub fn advertised(&self, peer: &str, prefix: IpNet) -> Result<String, NotAdvertised> {
+        match self.names.get(peer) {
+            Some(peer) => self.rib.advertised(*peer, prefix),
+            None => Err(NotAdvertised::NotEstablished),
         }
     }
 

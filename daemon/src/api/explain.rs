@@ -28,8 +28,8 @@ pub struct Facts {
     pub lookup: Lookup,
     /// Loc-RIB paths of the longest prefix found that covers the address; best first.
     pub paths: Vec<Route>,
-    /// Established peers, and whether the own block was advertised to each.
-    pub advertised: Vec<(String, bool)>,
+    /// Established peers; for those that do not have the own block, why.
+    pub advertised: Vec<(String, Option<String>)>,
     /// Peers that sent the prefix of `paths`, each with whether and why it was taken.
     pub received: Vec<Route>,
     pub peers: usize,
@@ -81,7 +81,13 @@ pub async fn gather(context: &Context, address: IpAddr) -> Result<Facts, Error> 
             if peer.state == PeerState::Established {
                 let routes =
                     exact(RouteTable::AdjRibOut, Some(peer.name.clone()), block.cidr).await;
-                advertised.push((peer.name.clone(), !routes.is_empty()));
+                let why = if routes.is_empty() {
+                    let why = network.why_not_advertised(&peer.name, block.cidr).await;
+                    Some(why.unwrap_or_else(|| "about to be sent".to_owned()))
+                } else {
+                    None
+                };
+                advertised.push((peer.name.clone(), why));
             }
         }
     }
@@ -257,7 +263,11 @@ fn own(facts: &Facts, steps: &mut Steps) -> (bool, String) {
         (None, false) => {}
     }
     advertised(facts, steps);
-    let holders = facts.advertised.iter().filter(|(_, has)| *has).count();
+    let holders = facts
+        .advertised
+        .iter()
+        .filter(|(_, why)| why.is_none())
+        .count();
     let summary = match (problem, routed) {
         (Some(problem), _) => format!(
             "{address} belongs to workload {} of this node, which is {problem}{because}.",
@@ -399,16 +409,14 @@ fn advertised(facts: &Facts, steps: &mut Steps) {
     let Some(block) = &facts.view.block else {
         return;
     };
-    let names = |wanted: bool| {
-        facts
-            .advertised
-            .iter()
-            .filter(|(_, has)| *has == wanted)
-            .map(|(name, _)| name.as_str())
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
-    let (with, without) = (names(true), names(false));
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    for (name, why) in &facts.advertised {
+        match why {
+            None => with.push(name.clone()),
+            Some(why) => without.push(format!("{name} ({why})")),
+        }
+    }
+    let (with, without) = (with.join(", "), without.join(", "));
     if with.is_empty() {
         let why = if facts.peers == 0 {
             "no peer is configured".to_owned()

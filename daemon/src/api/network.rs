@@ -15,6 +15,8 @@ pub trait Network: Send + Sync + 'static {
     /// In the order of configuration.
     async fn peers(&self) -> Vec<PeerStatus>;
     async fn routes(&self, query: RouteQuery) -> RoutePage;
+    /// Why an Established peer does not get this prefix, for a person; `None`: it does.
+    async fn why_not_advertised(&self, peer: &str, prefix: IpNet) -> Option<String>;
     async fn dataplane(&self) -> Result<Status, Error>;
     async fn kernel_routes(
         &self,
@@ -55,6 +57,11 @@ impl Network for Live {
             Some(bgp) => bgp.routes(query).await,
             None => RoutePage::default(),
         }
+    }
+
+    async fn why_not_advertised(&self, peer: &str, prefix: IpNet) -> Option<String> {
+        let answer = self.bgp.as_ref()?.advertised(peer, prefix).await;
+        answer.err().map(|why| why.to_string())
     }
 
     async fn dataplane(&self) -> Result<Status, Error> {

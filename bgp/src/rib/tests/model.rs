@@ -540,6 +540,9 @@ fn check(multipath: usize, limits: Limits, ops: &[Op]) {
                 let held = receiver.held.get(&prefix).map(|attributes| &**attributes);
                 let expected = model.sent(index, prefix);
                 assert_eq!(held, expected.as_ref(), "{prefix} at peer {}", PEERS[index]);
+                let id = PeerId(u32::from(PEERS[index]));
+                let said = fixture.rib.advertised(id, prefix);
+                assert_eq!(held.is_some(), said.is_ok(), "{prefix} at {id:?}: {said:?}");
             }
         }
     }

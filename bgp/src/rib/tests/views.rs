@@ -148,3 +148,109 @@ fn a_path_remembers_when_it_came() {
     let received = fixture.rows(Table::AdjRibIn(None))[0].received;
     assert_eq!(received, later);
 }
+
+/// What `advertised` says about 10.0.0.0/24, from `source` (or originated) to peer 90.
+#[track_caller]
+fn check_advertised(
+    source: Option<(PeerRib, Attributes)>,
+    target: PeerRib,
+    expected: Result<&str, NotAdvertised>,
+) {
+    let prefix = net("10.0.0.0/24");
+    let mut fixture = Fixture::new(config());
+    let mut receiver = Receiver::new(90, &target.negotiated);
+    fixture.rib.peer_up(PeerId(90), target);
+    match source {
+        Some((session, attributes)) => {
+            let id = match session.remote_address {
+                IpAddr::V4(address) => u32::from(address.octets()[3]),
+                IpAddr::V6(_) => unreachable!("IPv4 in tests"),
+            };
+            if id != 90 {
+                fixture.rib.peer_up(PeerId(id), session);
+            }
+            fixture.update(id, announce(&attributes, &[prefix]));
+        }
+        None => fixture
+            .rib
+            .originate(fixture.now, prefix, LocalRoute::default()),
+    }
+    receiver.drain(&mut fixture.rib);
+    let said = fixture.rib.advertised(PeerId(90), prefix);
+    assert_eq!(said, expected.map(str::to_owned));
+    let held = receiver.held.contains_key(&prefix);
+    assert_eq!(held, said.is_ok(), "what was sent");
+}
+
+#[test]
+fn the_reason_is_named_for_which_a_peer_does_not_get_a_prefix() {
+    let external = |n| session(PeerKind::External, n);
+    let internal = |n| session(PeerKind::Internal, n);
+    let plain = || attributes(&[65100], "192.0.2.10");
+    let tagged = |community| Attributes {
+        communities: vec![community],
+        ..plain()
+    };
+    check_advertised(None, external(90), Ok("all"));
+    let blocks = PeerRib {
+        export: Arc::new(Policy::export_blocks()),
+        ..external(90)
+    };
+    check_advertised(None, blocks.clone(), Ok("blocks/originated"));
+    let rejected = NotAdvertised::Rejected("blocks/not-originated-here".into());
+    check_advertised(Some((external(10), plain())), blocks, Err(rejected));
+    for (from, to, why) in [
+        (external(90), external(90), NotAdvertised::LearnedFromIt),
+        (internal(10), internal(90), NotAdvertised::NotReflected),
+    ] {
+        check_advertised(Some((from, plain())), to, Err(why));
+    }
+    let to_itself = attributes(&[65100], "192.0.2.90");
+    let next_hop_is_it = NotAdvertised::NextHopIsIt;
+    check_advertised(
+        Some((client(10), to_itself)),
+        internal(90),
+        Err(next_hop_is_it),
+    );
+    for community in [
+        crate::attributes::well_known::NO_EXPORT,
+        crate::attributes::well_known::NO_ADVERTISE,
+    ] {
+        let why = NotAdvertised::Community(community);
+        check_advertised(
+            Some((external(10), tagged(community))),
+            external(90),
+            Err(why),
+        );
+    }
+    let customer = PeerRib {
+        role: Some(Role::Customer),
+        ..external(90)
+    };
+    let mut marked = plain();
+    marked.only_to_customer = Some(Asn(7));
+    let why = NotAdvertised::OnlyToCustomer;
+    check_advertised(Some((client(10), marked)), customer, Err(why));
+    let homeless = PeerRib {
+        next_hop_self: [None; 2],
+        ..external(90)
+    };
+    check_advertised(None, homeless, Err(NotAdvertised::NoNextHop));
+    let mut long = plain();
+    long.communities = (0..1015).collect();
+    let why = NotAdvertised::TooLong;
+    check_advertised(Some((external(10), long)), external(90), Err(why));
+    let mut v6_only = negotiated(false);
+    v6_only.families = [false, true];
+    let v6_only = PeerRib {
+        negotiated: Arc::new(v6_only),
+        ..external(90)
+    };
+    check_advertised(None, v6_only, Err(NotAdvertised::Family));
+
+    let mut fixture = Fixture::with_peers(config(), [external(90)]);
+    let ask = |fixture: &Fixture, n| fixture.rib.advertised(PeerId(n), net("10.0.0.0/24"));
+    assert_eq!(ask(&fixture, 90), Err(NotAdvertised::NoRoute));
+    fixture.rib.peer_down(PeerId(90), [false; 2]);
+    assert_eq!(ask(&fixture, 90), Err(NotAdvertised::NotEstablished));
+}

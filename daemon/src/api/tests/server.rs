@@ -123,6 +123,10 @@ impl Network for MadeUp {
         }
     }
 
+    async fn why_not_advertised(&self, _: &str, _: IpNet) -> Option<String> {
+        None
+    }
+
     async fn dataplane(&self) -> Result<DataplaneStatus, Error> {
         Ok(DataplaneStatus {
             objects: 7,
