@@ -107,6 +107,8 @@ pub enum Set {
     RemoveLargeCommunity([u32; 3]),
     /// Prepend the number so many times.
     Prepend(Asn, u8),
+    /// Prepend our own number, as the peer knows it, so many times.
+    PrependOwn(u8),
     Origin(Origin),
 }
 
@@ -343,8 +345,8 @@ impl AsPathMatch {
     }
 }
 
-/// Applies alterations in order.
-pub fn apply(sets: &[Set], attributes: &mut Attributes) {
+/// Applies alterations in order. `own`: our number on the session.
+pub fn apply(sets: &[Set], attributes: &mut Attributes, own: Asn) {
     for set in sets {
         match set {
             Set::LocalPref(value) => attributes.local_pref = Some(*value),
@@ -367,6 +369,7 @@ pub fn apply(sets: &[Set], attributes: &mut Attributes) {
             Set::Prepend(asn, times) => {
                 attributes.as_path.prepend(*asn, usize::from(*times));
             }
+            Set::PrependOwn(times) => attributes.as_path.prepend(own, usize::from(*times)),
             Set::Origin(origin) => attributes.origin = *origin,
         }
     }

@@ -177,7 +177,7 @@ fn alterations_apply_in_order() {
         Set::Prepend(Asn(65000), 2),
         Set::Origin(Origin::Incomplete),
     ];
-    apply(&sets, &mut route);
+    apply(&sets, &mut route, Asn(64999));
     assert_eq!((route.local_pref, route.med), (Some(200), Some(3)));
     assert_eq!(route.communities, [7]);
     assert_eq!(route.large_communities, [[4, 5, 6]]);
@@ -186,7 +186,12 @@ fn alterations_apply_in_order() {
         AsPath::sequence([65000, 65000, 65001].map(Asn))
     );
     assert_eq!(route.origin, Origin::Incomplete);
-    apply(&[Set::ClearCommunities, Set::Med(None)], &mut route);
+    apply(
+        &[Set::ClearCommunities, Set::Med(None), Set::PrependOwn(1)],
+        &mut route,
+        Asn(64999),
+    );
+    assert_eq!(route.as_path.neighbor(), Some(Asn(64999)));
     assert_eq!((route.communities.len(), route.med), (0, None));
 }
 

@@ -127,7 +127,7 @@ pub(super) fn attributes(
             }
         }
     }
-    policy::apply(sets, &mut out);
+    policy::apply(sets, &mut out, to.local_as);
     if to.kind == PeerKind::External {
         out.local_pref = None;
         // RFC 4271 §5.1.2 b

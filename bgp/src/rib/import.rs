@@ -17,6 +17,7 @@ use super::{
 use crate::{
     attributes::{Attributes, well_known},
     policy::{self, Policy, RouteFacts, Source},
+    types::Asn,
 };
 
 /// The import of one attribute set from one peer.
@@ -29,6 +30,8 @@ pub(super) struct Import {
     base: u32,
     policy: Arc<Policy>,
     source: Source,
+    /// Our number on the session.
+    own: Asn,
     /// What rules with alterations made of the base, by rule; a reference is held to each.
     altered: SmallVec<[(usize, u32); 2]>,
 }
@@ -41,6 +44,7 @@ impl Import {
             .expect("updates come from peers that are up");
         let session = &peer.session;
         let policy = session.import.clone();
+        let own = session.local_as.unwrap_or(shared.config.asn);
         let source = shared.source(slot);
         let attributes = shared.attributes.get(received).attributes.clone();
         let refused = refuse(shared, session, &attributes);
@@ -63,6 +67,7 @@ impl Import {
             base,
             policy,
             source,
+            own,
             altered: SmallVec::new(),
         }
     }
@@ -99,7 +104,7 @@ impl Import {
                     Some((_, altered)) => *altered,
                     None => {
                         let mut altered = Attributes::clone(attributes);
-                        policy::apply(sets, &mut altered);
+                        policy::apply(sets, &mut altered, self.own);
                         let altered = shared.attributes.intern(&Arc::new(altered));
                         self.altered.push((rule, altered));
                         altered

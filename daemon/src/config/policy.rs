@@ -77,18 +77,7 @@ impl Named {
     }
 }
 
-/// What `prepend` prepends, when `[bgp]` has a valid one.
-pub(super) fn own_asn(mut bgp: Section<'_, '_, '_>) -> Option<u32> {
-    let value = bgp.value("asn")?.get_ref().as_integer()?;
-    u32::from_str_radix(value.as_str(), value.radix()).ok()
-}
-
-/// `own_asn`: of this node.
-pub(super) fn read(
-    sections: Vec<Section<'_, '_, '_>>,
-    pools: &[Found<Pool>],
-    own_asn: Option<u32>,
-) -> Named {
+pub(super) fn read(sections: Vec<Section<'_, '_, '_>>, pools: &[Found<Pool>]) -> Named {
     let pools: Vec<IpNet> = pools.iter().map(|pool| pool.value.cidr).collect();
     let mut named = Named::default();
     for mut section in sections {
@@ -118,7 +107,7 @@ pub(super) fn read(
         let mut known: Vec<Rule> = Vec::new();
         let mut complete = true;
         for rule in rules {
-            match read_rule(rule, &known, &pools, own_asn) {
+            match read_rule(rule, &known, &pools) {
                 Some(rule) => known.push(rule),
                 None => complete = false,
             }
@@ -132,12 +121,7 @@ pub(super) fn read(
     named
 }
 
-fn read_rule(
-    mut section: Section<'_, '_, '_>,
-    earlier: &[Rule],
-    pools: &[IpNet],
-    own_asn: Option<u32>,
-) -> Option<Rule> {
+fn read_rule(mut section: Section<'_, '_, '_>, earlier: &[Rule], pools: &[IpNet]) -> Option<Rule> {
     let name = section.string("name");
     let name = section.required("name", name, "it is shown as the reason of a decision");
     if let Some(Found { value, span }) = &name {
@@ -167,7 +151,7 @@ fn read_rule(
         let span = section.value("set").map(|value| value.span());
         section.error("set", span, reason);
     }
-    let sets = read_set(set, own_asn);
+    let sets = read_set(set);
     section.finish();
     Some(Rule {
         name: name?.value.into(),
@@ -247,7 +231,7 @@ fn read_as_path(mut section: Section<'_, '_, '_>, matches: &mut Vec<Match>) {
 }
 
 /// The alterations, in a fixed order: what is removed first, then what is added.
-fn read_set(mut section: Section<'_, '_, '_>, own_asn: Option<u32>) -> Vec<Set> {
+fn read_set(mut section: Section<'_, '_, '_>) -> Vec<Set> {
     let mut sets = Vec::new();
     if let Some(found) = section.integer("local_pref", 0..=u32::MAX) {
         sets.push(Set::LocalPref(found.value));
@@ -284,17 +268,9 @@ fn read_set(mut section: Section<'_, '_, '_>, own_asn: Option<u32>) -> Vec<Set> 
     ] {
         sets.extend(list.into_iter().flatten());
     }
-    if let Some(Found { value, span }) = section.integer("prepend", 1..=32) {
-        match own_asn {
-            Some(asn) => sets.push(Set::Prepend(
-                Asn(asn),
-                u8::try_from(value).expect("at most 32"),
-            )),
-            None => {
-                let reason = "prepends bgp.asn, which is not set";
-                section.error("prepend", Some(span), reason);
-            }
-        }
+    if let Some(Found { value, .. }) = section.integer("prepend", 1..=32) {
+        let times = u8::try_from(value).expect("at most 32");
+        sets.push(Set::PrependOwn(times));
     }
     section.finish();
     sets

@@ -65,8 +65,7 @@ fn read(mut root: Section<'_, '_, '_>) -> Option<Config> {
     let api = read_api(root.section("api"));
     let mut pools = pool::read(root.sections("pool"));
     let ipam = read_ipam(root.section("ipam"), &mut pools);
-    let own_asn = policy::own_asn(root.section("bgp"));
-    let named = policy::read(root.sections("policy"), &pools, own_asn);
+    let named = policy::read(root.sections("policy"), &pools);
     let bgp = bgp::read(root.section("bgp"), node.as_ref(), &pools, &named);
     let telemetry = read_telemetry(root.section("telemetry"));
     let log = read_log(root.section("log"));

@@ -368,12 +368,19 @@ fn an_export_policy_alters_what_is_sent_and_nothing_else() {
 
 #[test]
 fn a_peer_that_knows_us_by_another_number_sees_only_that() {
+    use crate::policy::{Action, Rule, Set};
+    let rule = Rule {
+        name: "longer".into(),
+        matches: vec![],
+        action: Action::Accept(vec![Set::PrependOwn(2)]),
+    };
     let target = PeerRib {
         local_as: Some(Asn(64600)),
         role: Some(Role::Provider),
+        export: Arc::new(Policy::new("out", vec![rule])),
         ..session(PeerKind::External, 90)
     };
-    let mut expected = attributes(&[64600], "192.0.2.1");
+    let mut expected = attributes(&[64600, 64600, 64600], "192.0.2.1");
     expected.only_to_customer = Some(Asn(64600));
     assert_eq!(sent(config(), None, target, PREFIX), Some(expected));
 }
