@@ -45,6 +45,7 @@ use self::{
 };
 use crate::{
     message::{Capability, Negotiated, Notification, Open, RouteRefresh, Update},
+    rib::Role,
     speaker::{
         config::Timers,
         status::{LastNotification, PeerCounters, PeerState},
@@ -63,6 +64,8 @@ pub(crate) struct Settings {
     pub(crate) timers: Timers,
     /// Advertised restart time; `None` turns graceful restart off.
     pub(crate) graceful_restart: Option<Duration>,
+    /// Ours on an external session (RFC 9234).
+    pub(crate) role: Option<Role>,
     /// We are the restarting speaker: set the R bit, and F for these families.
     pub(crate) restarting: Option<[bool; 2]>,
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::Settings;
 use crate::{
     message::{Capability, Notification, Open},
+    rib::Role,
     types::Family,
 };
 
@@ -25,6 +26,9 @@ pub(super) fn local_open(settings: &Settings, forwarding: [bool; 2]) -> Open {
     capabilities.push(Capability::RouteRefresh);
     capabilities.push(Capability::FourOctetAs(settings.local_asn));
     capabilities.push(Capability::ExtendedMessage);
+    if let Some(role) = settings.role {
+        capabilities.push(Capability::Role(role_code(role)));
+    }
     if let Some(restart_time) = settings.graceful_restart {
         capabilities.push(Capability::GracefulRestart {
             restarting: settings.restarting.is_some(),
@@ -54,6 +58,39 @@ pub(super) fn validate(settings: &Settings, remote: &Open) -> Result<(), Notific
     // RFC 6286 §2.2: only unique inside an AS.
     if remote.asn == settings.local_asn && remote.router_id == settings.router_id {
         return Err(Notification::bad_bgp_identifier());
+    }
+    check_role(settings, remote)
+}
+
+/// RFC 9234 §4.1, table 1.
+const fn role_code(role: Role) -> u8 {
+    match role {
+        Role::Provider => 0,
+        Role::RouteServer => 1,
+        Role::RouteServerClient => 2,
+        Role::Customer => 3,
+        Role::Peer => 4,
+    }
+}
+
+/// RFC 9234 §4.2: both roles, when both are known, must make a pair. A peer without a role is taken.
+fn check_role(settings: &Settings, remote: &Open) -> Result<(), Notification> {
+    let Some(role) = settings.role else {
+        return Ok(());
+    };
+    let wanted = role_code(match role {
+        Role::Provider => Role::Customer,
+        Role::Customer => Role::Provider,
+        Role::RouteServer => Role::RouteServerClient,
+        Role::RouteServerClient => Role::RouteServer,
+        Role::Peer => Role::Peer,
+    });
+    let mismatch = remote
+        .capabilities
+        .iter()
+        .any(|capability| matches!(capability, Capability::Role(other) if *other != wanted));
+    if mismatch {
+        return Err(Notification::role_mismatch());
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ use ipnet::IpNet;
 use crate::{
     policy::Policy,
     rib::LocalRoute,
+    rib::Role,
     types::{Asn, Family},
 };
 
@@ -136,6 +137,8 @@ pub struct PeerConfig {
     pub export: Arc<Policy>,
     /// Announce ourselves as next hop to internal peers for routes of external ones.
     pub next_hop_self: bool,
+    /// What we are to this external peer (RFC 9234 §4.1); `None`: roles are not used.
+    pub role: Option<Role>,
     /// The number under which this external peer knows us. It stands in the OPEN and in the path
     /// instead of ours, which the peer never sees.
     pub local_as: Option<Asn>,
@@ -175,6 +178,7 @@ impl PeerConfig {
             import: Arc::new(Policy::none()),
             export: Arc::new(Policy::export_blocks()),
             next_hop_self: false,
+            role: None,
             timers: Timers::default(),
             graceful_restart: Some(Duration::from_secs(120)),
             shutdown: false,
@@ -245,7 +249,8 @@ pub struct Timers {
     pub connect_retry: Duration,
     pub connect_retry_max: Duration,
     /// First time in Idle after an error, doubling up to `error_hold_max` until a session has
-    /// lasted. Nothing is dialled or accepted meanwhile. 0 turns the hold off.
+    /// lasted. Nothing is dialled meanwhile; a peer that connects by itself is served, up to a rate
+    /// that bounds a storm of reconnects. 0 turns the hold off.
     pub error_hold: Duration,
     pub error_hold_max: Duration,
     /// How long a fresh connection waits for the peer's OPEN before it sends its own

@@ -113,6 +113,7 @@ pub(super) fn settings(speaker: &SpeakerConfig, peer: &PeerConfig, restarting: b
         passive: peer.passive,
         timers: peer.timers,
         graceful_restart: peer.graceful_restart,
+        role: peer.role,
         restarting: speaker
             .restarting
             .filter(|_| restarting)
@@ -140,6 +141,7 @@ pub(super) fn rib_session(
         next_hop_self,
         rr_client: peer.route_reflector_client,
         always_next_hop_self: peer.next_hop_self,
+        role: peer.role,
         import: Arc::clone(&peer.import),
         export: Arc::clone(&peer.export),
         max_prefixes: [peer.max_prefixes; 2],

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use bgp::types::Family;
+use bgp::{rib::Role, types::Family};
 
 use super::{
     Bgp, ExportPolicy, GracefulRestart, ImportPolicy, Node, Password, Peer, Pool,
@@ -24,6 +24,14 @@ const FAMILIES: [(&str, Family); 2] = [
     ("ipv6-unicast", Family::Ipv6Unicast),
 ];
 
+const ROLES: [(&str, Role); 5] = [
+    ("provider", Role::Provider),
+    ("route-server", Role::RouteServer),
+    ("route-server-client", Role::RouteServerClient),
+    ("customer", Role::Customer),
+    ("peer", Role::Peer),
+];
+
 /// What peers inherit when they do not say otherwise.
 #[derive(Clone)]
 struct Inherited {
@@ -32,6 +40,7 @@ struct Inherited {
     hold_time: Duration,
     connect_retry_time: Duration,
     idle_hold_time: Duration,
+    idle_hold_time_max: Duration,
     graceful_restart: Option<GracefulRestart>,
 }
 
@@ -66,6 +75,7 @@ pub(super) fn read(
             hold_time: defaults::HOLD_TIME,
             connect_retry_time: defaults::CONNECT_RETRY_TIME,
             idle_hold_time: defaults::IDLE_HOLD_TIME,
+            idle_hold_time_max: defaults::IDLE_HOLD_TIME_MAX,
             graceful_restart: Some(GracefulRestart {
                 restart_time: defaults::RESTART_TIME,
             }),
@@ -155,13 +165,26 @@ fn read_inherited(section: &mut Section<'_, '_, '_>, named: &Named, base: &Inher
     }
     let connect_retry_time = section.duration("connect_retry_time", seconds(1)..=seconds(65_535));
     let idle_hold_time = section.duration("idle_hold_time", seconds(1)..=seconds(3_600));
+    let most = section.duration("idle_hold_time_max", seconds(1)..=seconds(86_400));
+    let idle_hold_time = idle_hold_time.map_or(base.idle_hold_time, |found| found.value);
+    if let Some(Found { value, span }) = &most
+        && *value < idle_hold_time
+    {
+        let first = humantime::format_duration(idle_hold_time);
+        let reason = format!("is less than idle_hold_time, which is \"{first}\"");
+        section.error("idle_hold_time_max", Some(span.clone()), reason);
+    }
     let graceful_restart = read_graceful_restart(section);
     Inherited {
         import: import.unwrap_or_else(|| base.import.clone()),
         export: export.unwrap_or_else(|| base.export.clone()),
         hold_time: hold_time.map_or(base.hold_time, |found| found.value),
         connect_retry_time: connect_retry_time.map_or(base.connect_retry_time, |found| found.value),
-        idle_hold_time: idle_hold_time.map_or(base.idle_hold_time, |found| found.value),
+        idle_hold_time,
+        // A first wait that is longer than the default maximum is one.
+        idle_hold_time_max: most
+            .map_or(base.idle_hold_time_max, |found| found.value)
+            .max(idle_hold_time),
         graceful_restart: graceful_restart.unwrap_or(base.graceful_restart),
     }
 }
@@ -245,6 +268,7 @@ fn read_peer(
     let password = read_password(&mut section);
     let (ttl_security, multihop) = read_hops(&mut section, internal);
     let families = read_families(&mut section);
+    let role = read_role(&mut section, internal);
     let limits = read_limits(&mut section);
     let paths = read_paths(&mut section, context, asn.as_ref());
     let own = read_inherited(&mut section, context.named, &context.inherited);
@@ -275,8 +299,25 @@ fn read_peer(
         hold_time: own.hold_time,
         connect_retry_time: own.connect_retry_time,
         idle_hold_time: own.idle_hold_time,
+        idle_hold_time_max: own.idle_hold_time_max,
+        role,
         graceful_restart: own.graceful_restart,
     })
+}
+
+/// RFC 9234 §4.1.
+fn read_role(section: &mut Section<'_, '_, '_>, internal: Option<bool>) -> Option<Role> {
+    let Found { value, span } = section.string("role")?;
+    let found = ROLES.iter().find(|(name, _)| *name == value);
+    if found.is_none() {
+        let names: Vec<_> = ROLES.iter().map(|(name, _)| *name).collect();
+        let reason = format!("\"{value}\" is none of {}", names.join(", "));
+        section.error("role", Some(span), reason);
+    } else if internal == Some(true) {
+        let reason = "only external peers have a role";
+        section.error("role", Some(span), reason);
+    }
+    found.map(|(_, role)| *role)
 }
 
 fn read_name(section: &mut Section<'_, '_, '_>, earlier: &[Peer]) -> Option<String> {

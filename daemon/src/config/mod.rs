@@ -172,8 +172,12 @@ pub struct Peer {
     pub hold_time: Duration,
     /// First wait between attempts to connect; grows with each.
     pub connect_retry_time: Duration,
-    /// First time in Idle after an error; doubles with every further error in a row.
+    /// How long the peer is not dialled after an error; doubles with every further error in a row.
     pub idle_hold_time: Duration,
+    /// Up to this; not less than the first.
+    pub idle_hold_time_max: Duration,
+    /// RFC 9234: what this node is to the peer. `None`: roles are not used.
+    pub role: Option<::bgp::rib::Role>,
     /// `None`: not offered.
     pub graceful_restart: Option<GracefulRestart>,
 }

@@ -35,6 +35,7 @@ pub(super) mod defaults {
     pub(crate) const HOLD_TIME: Duration = Duration::from_secs(9);
     pub(crate) const CONNECT_RETRY_TIME: Duration = Duration::from_secs(1);
     pub(crate) const IDLE_HOLD_TIME: Duration = Duration::from_secs(1);
+    pub(crate) const IDLE_HOLD_TIME_MAX: Duration = Duration::from_secs(60);
     pub(crate) const RESTART_TIME: Duration = Duration::from_secs(120);
 }
 

@@ -117,6 +117,8 @@ fn a_pool_and_a_peer_get_every_default() {
             hold_time: Duration::from_secs(9),
             connect_retry_time: Duration::from_secs(1),
             idle_hold_time: Duration::from_secs(1),
+            idle_hold_time_max: Duration::from_secs(60),
+            role: None,
             graceful_restart: Some(GracefulRestart {
                 restart_time: Duration::from_secs(120),
             }),

@@ -147,8 +147,14 @@ pub async fn run(config: Config) -> Result<(), StartError> {
                 identity.address.map(IpAddr::V4),
                 identity.address6.map(IpAddr::V6),
             ];
-            let (handle, updates, _task) =
+            let (handle, updates, task) =
                 bgp::driver::spawn(config).map_err(StartError::Speaker)?;
+            // Its end closes `updates`, and with that ends the agent; this says why.
+            tokio::spawn(async move {
+                if let Err(error) = task.await {
+                    tracing::error!(%error, "the BGP speaker has failed");
+                }
+            });
             (Some(handle), Some(updates))
         }
         _ => (None, None),

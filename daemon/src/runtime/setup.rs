@@ -115,6 +115,7 @@ fn peer(configured: &Peer, import_pools: &Arc<Policy>) -> Result<PeerConfig, Con
     peer.local_as = configured.local_as.map(Asn);
     peer.allow_own_as = configured.allow_own_as;
     peer.next_hop_self = configured.next_hop_self;
+    peer.role = configured.role;
     peer.remove_private_as = configured.remove_private_as;
     peer.import = match &configured.import {
         ImportPolicy::Pools => import_pools.clone(),
@@ -136,7 +137,7 @@ fn peer(configured: &Peer, import_pools: &Arc<Policy>) -> Result<PeerConfig, Con
             .connect_retry_max
             .max(configured.connect_retry_time),
         error_hold: configured.idle_hold_time,
-        error_hold_max: defaults.error_hold_max.max(configured.idle_hold_time),
+        error_hold_max: configured.idle_hold_time_max,
         ..defaults
     };
     peer.graceful_restart = configured

@@ -251,6 +251,7 @@ fn limits_and_ends() {
             observer.close();
             Ok(())
         });
+        roles(world, cases);
         cases.case("ADD-PATH is not used unless agreed", || {
             let mut identity = world.identity(11);
             identity
@@ -312,6 +313,65 @@ fn limits_and_ends() {
                 }
                 Ok(())
             });
+        }
+        Ok(())
+    });
+}
+
+/// RFC 9234: the speaker is the customer of this peer.
+fn roles(world: &World, cases: &mut Cases) {
+    let with = |roles: &[u8]| {
+        let mut identity = world.identity(45);
+        for role in roles {
+            identity.capabilities.push(capability(9, &[*role]));
+        }
+        identity
+    };
+    for (roles, good) in [
+        (&[][..], true),
+        (&[0], true),
+        (&[0, 0], true),
+        (&[1], false),
+        (&[3], false),
+        (&[4], false),
+        (&[9], false),
+        (&[0, 4], false),
+    ] {
+        cases.case(&format!("roles {roles:?} towards a customer"), || {
+            let mut peer = world.opened(45)?;
+            peer.send(&with(roles).open().message())?;
+            if good {
+                peer.expect(raw::KEEPALIVE)?;
+                peer.close();
+                return Ok(());
+            }
+            expect_notification(&mut peer, 2, 11, None)
+        });
+    }
+    cases.case("a route for customers does not leak to a provider", || {
+        let mut provider = RawPeer::establish(&with(&[0]), world.remote)?;
+        let mut other = world.peer(12)?;
+        let mut observer = world.peer(13)?;
+        let otc = raw::attribute(0xc0, 35, &[0, 0, 0xfd, 0xea]);
+        let base = world::base(65002, address(12));
+        let marked = [base.as_slice(), &otc].concat();
+        other.send(&raw::update(&[], &marked, &raw::nlri("10.1.0.0/16")))?;
+        other.send(&raw::update(&[], &base, &raw::nlri("10.2.0.0/16")))?;
+        provider.until("the free one", |peer| peer.table.has("10.2.0.0/16"))?;
+        observer.until("both", |peer| peer.table.has("10.1.0.0/16"))?;
+        provider.drain()?;
+        ensure!(!provider.table.has("10.1.0.0/16"), "it leaks");
+        // Routes of a provider are marked with its number.
+        let base = world::base(65045, address(45));
+        provider.send(&raw::update(&[], &base, &raw::nlri("10.3.0.0/16")))?;
+        observer.until("the provider's", |peer| peer.table.has("10.3.0.0/16"))?;
+        let route = observer.table.get("10.3.0.0/16").context("route")?;
+        ensure!(
+            route.value(35) == Some(&65045u32.to_be_bytes()),
+            "{route:02x?}"
+        );
+        for peer in [provider, other, observer] {
+            peer.close();
         }
         Ok(())
     });

@@ -33,7 +33,7 @@ const PEERS: [(u8, u32, &str); 18] = [
     (42, 65042, "max_prefixes = 10"),
     (43, 65043, "hold_time = \"0s\""),
     (44, 65044, "passive = false"),
-    (45, 65045, ""),
+    (45, 65045, "role = \"customer\""),
     (46, 65046, "graceful_restart = false"),
     (47, 65047, "families = [\"ipv4-unicast\"]"),
 ];

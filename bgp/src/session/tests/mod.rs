@@ -29,6 +29,7 @@ fn settings() -> Settings {
         passive: false,
         timers: Timers::default(),
         graceful_restart: None,
+        role: None,
         restarting: None,
     }
 }
