@@ -10,7 +10,9 @@
 mod attributes;
 mod endurance;
 mod handshake;
+mod prefixes;
 mod propagation;
+mod restart;
 mod selection;
 mod sessions;
 mod world;
