@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
+    policy::Policy,
     rib::{NextHopState, NotAdvertised, RouteChange},
     speaker::{
         AdminError,
@@ -86,6 +87,12 @@ pub(super) enum Command {
     ),
     AddPeer(Box<PeerConfig>, oneshot::Sender<Result<(), AdminError>>),
     RemovePeer(String, oneshot::Sender<Result<(), AdminError>>),
+    SetPolicies(
+        String,
+        Arc<Policy>,
+        Arc<Policy>,
+        oneshot::Sender<Result<(), AdminError>>,
+    ),
     Admin(String, Admin, oneshot::Sender<Result<(), AdminError>>),
     Shutdown(String, oneshot::Sender<()>),
 }
@@ -165,6 +172,19 @@ impl Handle {
     /// Closes the session with Cease 6/3 and forgets the neighbour.
     pub async fn remove_peer(&self, name: &str) -> Result<(), AdminError> {
         self.ask(|reply| Command::RemovePeer(name.to_owned(), reply))
+            .await
+            .unwrap_or(Err(AdminError::Stopped))
+    }
+
+    /// Changes the policies of one neighbour: everything it sent and is sent is decided anew, and
+    /// its session stays.
+    pub async fn set_policies(
+        &self,
+        name: &str,
+        import: Arc<Policy>,
+        export: Arc<Policy>,
+    ) -> Result<(), AdminError> {
+        self.ask(|reply| Command::SetPolicies(name.to_owned(), import, export, reply))
             .await
             .unwrap_or(Err(AdminError::Stopped))
     }

@@ -346,6 +346,9 @@ impl SpeakerTask {
                 let removed = self.speaker.remove_peer(now, &name);
                 drop(reply.send(removed.map(|peer| self.forget_password(&peer))));
             }
+            Command::SetPolicies(name, import, export, reply) => {
+                drop(reply.send(self.speaker.set_policies(&name, import, export)));
+            }
             Command::Admin(name, admin, reply) => {
                 let result = match admin {
                     Admin::ResetHard => self.speaker.reset_hard(now, &name),

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     message::Notification,
+    policy::Policy,
     rib::{self, LocalRoute, NextHopState, NotAdvertised, Rib},
     types::{Family, PeerId},
 };
@@ -83,6 +84,25 @@ impl Speaker {
         self.changed.remove(&peer_id);
         self.check_first_sync(now);
         Ok(peer.config)
+    }
+
+    /// Decides anew, with these policies, on everything the peer sent and is sent. The session
+    /// stays, and nothing needs to be asked for again: what the peer sent is kept as it came.
+    pub fn set_policies(
+        &mut self,
+        name: &str,
+        import: Arc<Policy>,
+        export: Arc<Policy>,
+    ) -> Result<(), AdminError> {
+        let peer_id = self.find(name)?;
+        if let Some(peer) = self.peers.get_mut(&peer_id) {
+            let config = Arc::make_mut(&mut peer.config);
+            config.import = Arc::clone(&import);
+            config.export = Arc::clone(&export);
+        }
+        self.rib.set_import(peer_id, import);
+        self.rib.set_export(peer_id, export);
+        Ok(())
     }
 
     /// Closes the session with Cease 6/4 and starts it again.

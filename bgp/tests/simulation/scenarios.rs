@@ -192,6 +192,46 @@ fn a_speaker_is_known_to_a_peer_by_another_number_and_originates_from_the_start(
 }
 
 #[test]
+fn policies_change_while_the_session_stays() {
+    let mut hub = config(64512, 0);
+    hub.peers = vec![peer(1, 64513)];
+    let mut one = config(64513, 1);
+    one.peers = vec![peer(0, 64512)];
+    let mut world = World::new(6, vec![hub, one]);
+    let (own, other) = (
+        prefix(0, 0, Family::Ipv4Unicast),
+        prefix(1, 0, Family::Ipv4Unicast),
+    );
+    world.originate(0, own);
+    world.originate(1, other);
+    run_for(&mut world, 10);
+    let have = |world: &World| {
+        (
+            world.nodes[0].forwarding.contains_key(&other),
+            world.nodes[1].forwarding.contains_key(&own),
+        )
+    };
+    let mut change = |import: Policy, export: Policy, expected| {
+        let (import, export) = (Arc::new(import), Arc::new(export));
+        world.command(0, |speaker, _| {
+            speaker.set_policies("n1", import, export).expect("known");
+        });
+        run_for(&mut world, 5);
+        assert_eq!(have(&world), expected);
+        assert_eq!(status(&world, 0, 1).counters.dropped_count, 0);
+    };
+    change(Policy::none(), Policy::all(), (false, true));
+    change(Policy::all(), Policy::none(), (true, false));
+    change(Policy::all(), Policy::export_blocks(), (true, true));
+    change(Policy::none(), Policy::none(), (false, false));
+    // The next session has them too.
+    world.reset(0, 1);
+    run_for(&mut world, 30);
+    assert_eq!(status(&world, 0, 1).state, PeerState::Established);
+    assert_eq!(have(&world), (false, false));
+}
+
+#[test]
 fn a_peer_that_is_shut_down_stays_down_until_it_is_enabled() {
     let mut world = reflector(2);
     world.command(0, |speaker, now| {

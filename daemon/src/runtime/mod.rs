@@ -23,6 +23,7 @@ use std::{
 
 use bgp::{
     driver::SpawnError,
+    policy::Policy,
     speaker::config::{ConfigError, Restarting},
     types::Family,
 };
@@ -104,7 +105,7 @@ impl StartError {
 }
 
 /// Runs the agent until SIGTERM or SIGINT.
-pub async fn run(config: Config) -> Result<(), StartError> {
+pub async fn run(mut config: Config) -> Result<(), StartError> {
     let mut signals = Signals::new().map_err(StartError::Signals)?;
     let (store, completions, recovered) = Store::open(&config.node.state_dir)?;
     let api_socket = socket::bind(&config.api.socket)?;
@@ -242,7 +243,7 @@ pub async fn run(config: Config) -> Result<(), StartError> {
                     notify::stopping("stopping");
                     break stop_task(&stop, &health, task).await;
                 }
-                Signal::Reload => reload(&config),
+                Signal::Reload => reload(&mut config, speaker.as_ref()).await,
             },
         }
     };
@@ -339,13 +340,41 @@ async fn restarting(
     })
 }
 
-/// Reads the configuration again and says what of it needs a restart. Nothing changes live yet.
-fn reload(running: &Config) {
+/// Gives peers the policies of the new configuration, where they differ from those of the running
+/// one, and notes them there. What else changed at a peer needs a restart.
+async fn reload_policies(running: &mut Config, new: &Config, speaker: &bgp::driver::Handle) {
+    let (Some(bgp), Some(new_bgp)) = (&mut running.bgp, &new.bgp) else {
+        return;
+    };
+    let pools: Vec<IpNet> = running.pools.iter().map(|pool| pool.cidr).collect();
+    let import_pools = Arc::new(Policy::import_pools(&pools));
+    for peer in &mut bgp.peers {
+        let wanted = new_bgp.peers.iter().find(|new| new.name == peer.name);
+        let Some(wanted) = wanted else { continue };
+        if (&peer.import, &peer.export) == (&wanted.import, &wanted.export) {
+            continue;
+        }
+        peer.import.clone_from(&wanted.import);
+        peer.export.clone_from(&wanted.export);
+        let (import, export) = setup::policies(peer, &import_pools);
+        tracing::info!(peer = peer.name, %import, %export, "reload: new policies");
+        if let Err(error) = speaker.set_policies(&peer.name, import, export).await {
+            tracing::error!(peer = peer.name, %error, "reload: the policies stay as they were");
+        }
+    }
+    running.policies.clone_from(&new.policies);
+}
+
+/// Reads the configuration again, applies the policies, and says what else of it needs a restart.
+async fn reload(running: &mut Config, speaker: Option<&bgp::driver::Handle>) {
     notify::reloading();
     let path: PathBuf = running.file.clone();
     match Config::load(&path) {
         Ok(config) if config == *running => tracing::info!("reload: nothing has changed"),
         Ok(config) => {
+            if let Some(speaker) = speaker {
+                reload_policies(running, &config, speaker).await;
+            }
             let changed: Vec<&str> = [
                 ("node", config.node != running.node),
                 ("api", config.api != running.api),
@@ -359,10 +388,14 @@ fn reload(running: &Config) {
             .into_iter()
             .filter_map(|(section, changed)| changed.then_some(section))
             .collect();
-            tracing::warn!(
-                sections = changed.join(", "),
-                "reload: changes in these sections need a restart of agentd"
-            );
+            if changed.is_empty() {
+                tracing::info!("reload: everything is applied");
+            } else {
+                tracing::warn!(
+                    sections = changed.join(", "),
+                    "reload: changes in these sections need a restart of agentd"
+                );
+            }
         }
         Err(errors) => {
             for error in errors.iter() {

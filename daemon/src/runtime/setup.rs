@@ -91,6 +91,26 @@ pub(super) fn speaker(
     Ok(config)
 }
 
+/// What is taken from a peer, and what it is sent.
+pub(super) fn policies(
+    configured: &Peer,
+    import_pools: &Arc<Policy>,
+) -> (Arc<Policy>, Arc<Policy>) {
+    let import = match &configured.import {
+        ImportPolicy::Pools => import_pools.clone(),
+        ImportPolicy::All => Arc::new(Policy::all()),
+        ImportPolicy::None => Arc::new(Policy::none()),
+        ImportPolicy::Named(policy) => policy.clone(),
+    };
+    let export = match &configured.export {
+        ExportPolicy::Blocks => Arc::new(Policy::export_blocks()),
+        ExportPolicy::All => Arc::new(Policy::all()),
+        ExportPolicy::None => Arc::new(Policy::none()),
+        ExportPolicy::Named(policy) => policy.clone(),
+    };
+    (import, export)
+}
+
 fn peer(configured: &Peer, import_pools: &Arc<Policy>) -> Result<PeerConfig, ConfigError> {
     let mut peer = PeerConfig::new(
         configured.name.clone(),
@@ -117,18 +137,7 @@ fn peer(configured: &Peer, import_pools: &Arc<Policy>) -> Result<PeerConfig, Con
     peer.next_hop_self = configured.next_hop_self;
     peer.role = configured.role;
     peer.remove_private_as = configured.remove_private_as;
-    peer.import = match &configured.import {
-        ImportPolicy::Pools => import_pools.clone(),
-        ImportPolicy::All => Arc::new(Policy::all()),
-        ImportPolicy::None => Arc::new(Policy::none()),
-        ImportPolicy::Named(policy) => policy.clone(),
-    };
-    peer.export = match &configured.export {
-        ExportPolicy::Blocks => Arc::new(Policy::export_blocks()),
-        ExportPolicy::All => Arc::new(Policy::all()),
-        ExportPolicy::None => Arc::new(Policy::none()),
-        ExportPolicy::Named(policy) => policy.clone(),
-    };
+    (peer.import, peer.export) = policies(configured, import_pools);
     let defaults = Timers::default();
     peer.timers = Timers {
         hold_time: configured.hold_time,
