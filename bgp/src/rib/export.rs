@@ -9,7 +9,7 @@ use super::{
     types::{NotAdvertised, PeerKind, PeerRib, Role},
 };
 use crate::{
-    attributes::{Attributes, NextHop, well_known},
+    attributes::{Attributes, NextHop, SegmentKind, well_known},
     message::Negotiated,
     policy::{self, Policy, Set, Source},
     types::{Asn, Family},
@@ -130,6 +130,10 @@ pub(super) fn attributes(
     policy::apply(sets, &mut out, to.local_as);
     if to.kind == PeerKind::External {
         out.local_pref = None;
+        // RFC 5065 §4.1: what is inside of a confederation is nobody's business outside of it.
+        out.as_path
+            .0
+            .retain(|segment| matches!(segment.kind, SegmentKind::Sequence | SegmentKind::Set));
         // RFC 4271 §5.1.2 b
         out.as_path.prepend(to.local_as, 1);
     }

@@ -443,6 +443,22 @@ fn from_internal_peers_and_clients() {
             stage.close();
             Ok(())
         });
+        cases.case("confederation segments do not leave the AS", || {
+            let mut stage = Stage::new(world, 31, &[12, 21])?;
+            let value = [raw::segment(3, &[64999]), path(&[7])].concat();
+            let attributes = [
+                raw::origin(0),
+                attribute(0x40, 2, &value),
+                raw::next_hop(address(31)),
+                raw::local_pref(100),
+            ]
+            .concat();
+            let got = stage.send(&attributes, &base(31))?;
+            with_value(got[0].as_ref(), 2, 0x40, &path(&[ASN, 7]))?;
+            with_value(got[1].as_ref(), 2, 0x40, &value)?;
+            stage.close();
+            Ok(())
+        });
         cases.case("LOCAL_PREF goes on inside and not outside", || {
             let mut stage = Stage::new(world, 31, &[12, 21])?;
             let attributes = [
