@@ -64,6 +64,8 @@ pub(crate) struct Settings {
     pub(crate) timers: Timers,
     /// Advertised restart time; `None` turns graceful restart off.
     pub(crate) graceful_restart: Option<Duration>,
+    /// Offer to take several paths for a prefix (RFC 7911).
+    pub(crate) add_path_receive: bool,
     /// Ours on an external session (RFC 9234).
     pub(crate) role: Option<Role>,
     /// We are the restarting speaker: set the R bit, and F for these families.

@@ -26,6 +26,14 @@ pub(super) fn local_open(settings: &Settings, forwarding: [bool; 2]) -> Open {
     capabilities.push(Capability::RouteRefresh);
     capabilities.push(Capability::FourOctetAs(settings.local_asn));
     capabilities.push(Capability::ExtendedMessage);
+    if settings.add_path_receive {
+        // RFC 7911 §4: 1 is "receive".
+        let paths = families().map(|family| {
+            let (afi, safi) = family.afi_safi();
+            (afi, safi, 1)
+        });
+        capabilities.push(Capability::AddPath(paths.collect()));
+    }
     if let Some(role) = settings.role {
         capabilities.push(Capability::Role(role_code(role)));
     }

@@ -126,6 +126,8 @@ pub struct PeerConfig {
     pub multihop: Option<u8>,
     /// Offered families; at least one.
     pub families: Vec<Family>,
+    /// Offer to take several paths for a prefix (RFC 7911).
+    pub add_path_receive: bool,
     /// More prefixes than this in one family end the session with Cease 6/1.
     pub max_prefixes: Option<u32>,
     /// More than this are warned of in the log.
@@ -169,6 +171,7 @@ impl PeerConfig {
             ttl_security: None,
             multihop: None,
             families: Family::ALL.to_vec(),
+            add_path_receive: false,
             max_prefixes: None,
             warn_prefixes: None,
             max_prefixes_restart: None,

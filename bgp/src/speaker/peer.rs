@@ -113,6 +113,7 @@ pub(super) fn settings(speaker: &SpeakerConfig, peer: &PeerConfig, restarting: b
         passive: peer.passive,
         timers: peer.timers,
         graceful_restart: peer.graceful_restart,
+        add_path_receive: peer.add_path_receive,
         role: peer.role,
         restarting: speaker
             .restarting

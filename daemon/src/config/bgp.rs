@@ -225,7 +225,7 @@ fn read_peer(
     context: &Context<'_>,
     earlier: &[Peer],
 ) -> Option<Peer> {
-    for key in ["interface", "range", "bfd", "add_path"] {
+    for key in ["interface", "range", "bfd"] {
         section.unsupported(key);
     }
     let elsewhere = section
@@ -268,6 +268,19 @@ fn read_peer(
     let password = read_password(&mut section);
     let (ttl_security, multihop) = read_hops(&mut section, internal);
     let families = read_families(&mut section);
+    let add_path = section.choice(
+        "add_path",
+        &[
+            ("off", Some(false)),
+            ("receive", Some(true)),
+            ("send", None),
+            ("both", None),
+        ],
+    );
+    if let Some(Found { value: None, span }) = &add_path {
+        let reason = "sending several paths is not supported yet; use \"receive\" or \"off\"";
+        section.error("add_path", Some(span.clone()), reason);
+    }
     let role = read_role(&mut section, internal);
     let limits = read_limits(&mut section);
     let paths = read_paths(&mut section, context, asn.as_ref());
@@ -287,6 +300,7 @@ fn read_peer(
         ttl_security,
         multihop,
         families,
+        add_path_receive: add_path.and_then(|found| found.value).unwrap_or(false),
         max_prefixes: limits.most,
         max_prefixes_warning: limits.warning,
         max_prefixes_restart: limits.restart,

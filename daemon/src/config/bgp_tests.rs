@@ -67,6 +67,7 @@ fn limits_and_path_options_of_a_peer_are_checked() {
             .map(|config| config.bgp.expect("a section").peers[0].clone())
             .map_err(|errors| errors.to_string())
     };
+    assert!(peer("add_path = \"receive\"", 1).unwrap().add_path_receive);
     let limited = peer("max_prefixes = 1000", 1).unwrap();
     assert_eq!(limited.max_prefixes_warning, Some(800));
     assert_eq!(limited.max_prefixes_restart, None);

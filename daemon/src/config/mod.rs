@@ -151,6 +151,8 @@ pub struct Peer {
     pub multihop: Option<u8>,
     /// To offer; at least one.
     pub families: Vec<Family>,
+    /// Offer to take several paths for a prefix (RFC 7911).
+    pub add_path_receive: bool,
     /// The session ends when the peer sends more prefixes of one family (Cease, RFC 4486).
     /// `None`: no limit.
     pub max_prefixes: Option<u32>,

@@ -129,6 +129,7 @@ fn peer(configured: &Peer, import_pools: &Arc<Policy>) -> Result<PeerConfig, Con
     peer.ttl_security = configured.ttl_security;
     peer.multihop = configured.multihop;
     peer.families.clone_from(&configured.families);
+    peer.add_path_receive = configured.add_path_receive;
     peer.max_prefixes = configured.max_prefixes;
     peer.warn_prefixes = configured.max_prefixes_warning;
     peer.max_prefixes_restart = configured.max_prefixes_restart;

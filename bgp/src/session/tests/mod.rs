@@ -22,6 +22,7 @@ const REMOTE: (u32, [u8; 4]) = (64513, [10, 0, 0, 2]);
 
 fn settings() -> Settings {
     Settings {
+        add_path_receive: false,
         local_asn: Asn(LOCAL.0),
         router_id: LOCAL.1.into(),
         remote_asn: Asn(REMOTE.0),
@@ -194,4 +195,25 @@ fn refresh() -> Message {
         safi: 1,
         subtype: 0,
     })
+}
+
+#[test]
+fn several_paths_are_offered_to_be_taken_in_each_family_only_when_configured() {
+    // RFC 7911 §4
+    let offered = |add_path_receive, families| {
+        let settings = Settings {
+            add_path_receive,
+            families,
+            ..settings()
+        };
+        let open = super::open::local_open(&settings, [false; 2]);
+        let mut remote = remote_open();
+        remote
+            .capabilities
+            .push(Capability::AddPath(vec![(1, 1, 3), (2, 1, 2)]));
+        crate::wire::negotiate(&open, &remote).add_path_receive
+    };
+    assert_eq!(offered(false, [true; 2]), [false; 2]);
+    assert_eq!(offered(true, [true; 2]), [true; 2]);
+    assert_eq!(offered(true, [true, false]), [true, false]);
 }
