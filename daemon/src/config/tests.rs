@@ -569,6 +569,20 @@ fn peers_are_checked() {
 }
 
 #[test]
+fn roles_and_waits_of_a_peer_are_checked() {
+    check_peer(
+        "role = \"friend\"",
+        "role",
+        "\"friend\" is none of provider, route-server, route-server-client, customer, peer",
+    );
+    check_peer(
+        "idle_hold_time_max = \"1m\"\nidle_hold_time = \"5m\"",
+        "idle_hold_time_max",
+        "is less than idle_hold_time, which is \"5m\"",
+    );
+}
+
+#[test]
 fn hops_families_and_limits_of_a_peer_are_checked() {
     check_peer(
         "multihop = 2\nttl_security = 1",

@@ -173,6 +173,50 @@ fn mutated_messages_harm_nobody_else() {
 }
 
 #[test]
+fn mutated_handshakes_harm_nobody() {
+    world::run(|world, cases| {
+        let mut bystander = world.peer(13)?;
+        let mut identity = world.identity(11);
+        identity.capabilities.extend([
+            raw::capability(6, &[]),
+            raw::capability(64, &[0, 120, 0, 1, 1, 0]),
+            raw::capability(69, &[0, 1, 1, 3]),
+            raw::capability(73, &[1, b'a', 1, b'b']),
+        ]);
+        let open = identity.open().message();
+        let mut random = Random(0x0be4_1234_5678_9abc);
+        for number in 0..500 {
+            let mut message = open.clone();
+            for _ in 0..=random.below(3) {
+                let at = 19 + random.below(message.len() - 19);
+                message[at] = u8::try_from(random.below(256)).expect("an octet");
+            }
+            cases.case(&format!("OPEN {number}: {message:02x?}"), || {
+                let mut peer = world.opened(11)?;
+                peer.send(&[message.as_slice(), &raw::keepalive()].concat())?;
+                match peer.event(Duration::from_secs(2))? {
+                    Event::Message {
+                        kind: raw::KEEPALIVE,
+                        ..
+                    } => {}
+                    Event::Message {
+                        kind: raw::NOTIFICATION,
+                        body,
+                    } => {
+                        ensure!(body.first() == Some(&2), "NOTIFICATION {body:02x?}");
+                    }
+                    other => anyhow::bail!("{other:?}"),
+                }
+                peer.close();
+                Ok(())
+            });
+        }
+        bystander.send(&raw::keepalive())?;
+        bystander.drain()
+    });
+}
+
+#[test]
 fn a_table_of_100_000_routes() {
     world::run(|world, cases| {
         const COUNT: usize = 100_000;
