@@ -136,7 +136,7 @@ impl Session {
         reason: String,
     ) {
         if self.is_parked(connection) {
-            self.parked = None;
+            self.drop_parked(cx);
         } else if self.is_dialing(connection) {
             self.cause = Cause::DialFailed(reason);
             self.dial_failed(cx);
