@@ -4,6 +4,7 @@
 //! Handlers hold no state of their own. They parse a request into domain types, ask the part that
 //! knows, and render the answer.
 
+mod authority;
 pub mod error;
 mod explain;
 mod ipam;
@@ -31,7 +32,7 @@ use agentd_proto::v1::{
     routing_service_server::RoutingServiceServer, workload_service_server::WorkloadServiceServer,
 };
 use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio_stream::{StreamExt as _, wrappers::UnixListenerStream};
 use tonic::transport::Server;
 use tonic_health::{
     ServingStatus,
@@ -159,6 +160,7 @@ pub async fn server(
         .add_service(
             NodeServiceServer::new(node::Node(context)).max_decoding_message_size(MAX_REQUEST),
         );
-    let incoming = UnixListenerStream::new(listener);
+    let incoming =
+        UnixListenerStream::new(listener).map(|stream| stream.map(authority::Tolerant::new));
     (health, router.serve_with_incoming_shutdown(incoming, stop))
 }
