@@ -304,12 +304,20 @@ fn kill_9_and_a_start_lose_no_packet_and_write_nothing_to_the_kernel() {
             Endless::start(lab, &on_b.namespace, on_a.ipv4()?)?,
             Endless::start(lab, &on_a.namespace, on_b.ipv6()?)?,
         ];
+        let watched = [nodes.a.namespace(), nodes.b.namespace(), &on_a.namespace];
+        // The kernel tells the end of duplicate address detection as a change, and it may come late.
+        lab.wait_for("no address is tentative", PATIENCE, || {
+            for namespace in watched {
+                let tentative = namespace.show("ip -6 -o addr show tentative")?;
+                ensure!(tentative.is_empty(), "{tentative}");
+            }
+            Ok(())
+        })?;
         let objects = ["link", "address", "route", "nexthop", "rule"];
-        let monitors = [
-            KernelMonitor::start(lab, nodes.a.namespace(), &objects)?,
-            KernelMonitor::start(lab, nodes.b.namespace(), &objects)?,
-            KernelMonitor::start(lab, &on_a.namespace, &objects)?,
-        ];
+        let monitors = watched
+            .into_iter()
+            .map(|namespace| KernelMonitor::start(lab, namespace, &objects))
+            .collect::<Result<Vec<_>>>()?;
 
         nodes.a.kill()?;
         lab.wait_until("BIRD saw the session end", PATIENCE, || {
