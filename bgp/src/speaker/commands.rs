@@ -5,10 +5,11 @@ use std::{net::IpAddr, sync::Arc, time::Instant};
 use ipnet::IpNet;
 
 use super::{
-    AdminError, EndOfRib, Speaker,
+    AdminError, Speaker,
     config::{ConfigError, PeerConfig},
     peer::Peer,
     status::{PeerStatus, Route, RoutePage, RouteQuery, RouteTable},
+    sync::EndOfRib,
 };
 use crate::{
     message::Notification,
