@@ -63,6 +63,7 @@ pub(super) fn read(
         }
     }
     let listen = read_listen(&mut section);
+    let install_routes = section.boolean("install_routes");
     if let Some(Found { value: true, span }) = section.boolean("mesh") {
         section.error("mesh", Some(span), "true is not supported yet; use false");
     }
@@ -106,6 +107,7 @@ pub(super) fn read(
         router_id: router_id.map(|found| found.value),
         listen,
         cluster_id: cluster_id.map(|found| found.value),
+        install_routes: install_routes.is_none_or(|found| found.value),
         originate,
         peers,
     }))

@@ -120,6 +120,9 @@ pub struct Bgp {
     pub listen: Vec<SocketAddr>,
     /// Present: this node reflects routes between its clients (RFC 4456).
     pub cluster_id: Option<Ipv4Addr>,
+    /// Whether learned routes go to the kernel; a route reflector or route server that forwards
+    /// nothing does without.
+    pub install_routes: bool,
     /// Prefixes announced beside the blocks, each once.
     pub originate: Vec<(IpNet, LocalRoute)>,
     /// In the order of the file; names and addresses are unique. Every value that `[bgp]` gives

@@ -257,6 +257,8 @@ pub struct Node {
     swept_blocks: bool,
     swept_workloads: bool,
     ready: bool,
+    /// Learned routes go to the kernel.
+    install_routes: bool,
     cursor: u64,
     /// Deletions of records that nobody needs any more; they go along with the next change.
     leftover: Vec<Record>,
@@ -287,6 +289,7 @@ impl Node {
             swept_blocks: false,
             swept_workloads: false,
             ready: false,
+            install_routes: true,
             cursor: 0,
             leftover: Vec::new(),
             outputs: VecDeque::new(),
@@ -436,8 +439,17 @@ impl Node {
         self.check_ready();
     }
 
+    /// Learned routes stay out of the kernel; those of an earlier run are swept with the first
+    /// sync.
+    pub fn leave_routes_out(&mut self) {
+        self.install_routes = false;
+    }
+
     /// The best routes changed. Own blocks are never learned, whoever announces them.
     pub fn handle_routes(&mut self, changes: Vec<RouteChange>) {
+        if !self.install_routes {
+            return;
+        }
         let mut set = Vec::with_capacity(changes.len());
         let mut remove = Vec::new();
         for change in changes {

@@ -344,6 +344,17 @@ fn claim_that_succeeds_after_the_block_was_given_up_leaves_no_record() {
 }
 
 #[test]
+fn a_node_that_installs_no_routes_sets_none() {
+    let mut world = World::new();
+    world.node.leave_routes_out();
+    world.node.handle_routes(vec![bgp::rib::RouteChange {
+        prefix: net("10.0.0.8/30"),
+        next_hops: vec!["192.0.2.1".parse::<std::net::IpAddr>().unwrap().into()].into(),
+    }]);
+    assert!(world.node.poll_output().is_none());
+}
+
+#[test]
 fn own_blocks_are_never_learned() {
     use bgp::rib::RouteChange;
     let mut world = World::new();

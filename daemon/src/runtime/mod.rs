@@ -168,6 +168,9 @@ pub async fn run(mut config: Config) -> Result<(), StartError> {
         .map_or(0, |since| since.as_secs());
     let metrics = Arc::new(Metrics::new(i64::try_from(started).unwrap_or(0)));
     let (mut node, notices) = Node::recover(now, &config.pools, &config.ipam, recovered);
+    if config.bgp.as_ref().is_some_and(|bgp| !bgp.install_routes) {
+        node.leave_routes_out();
+    }
     for notice in notices {
         tracing::warn!("recovered state: {notice}");
     }
