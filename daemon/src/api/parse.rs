@@ -40,6 +40,12 @@ pub fn add(request: v1::AddWorkloadRequest) -> Result<ParsedAdd, Error> {
     let id = workload_id(&request.id)?;
     match v1::Attachment::try_from(request.attachment) {
         Ok(v1::Attachment::Unspecified | v1::Attachment::Routed) => {}
+        Ok(other) => {
+            return Err(Error::invalid(
+                "attachment",
+                format!("is {}, which is not supported yet", other.as_str_name()),
+            ));
+        }
         Err(_) => {
             return Err(Error::invalid(
                 "attachment",
