@@ -55,6 +55,7 @@ pub fn workload(view: &WorkloadView) -> v1::Workload {
         mtu: view.mtu,
         labels: view.spec.labels.as_map().clone(),
         created_at: Some(timestamp(view.created_at)),
+        ..Default::default()
     }
 }
 
