@@ -176,6 +176,7 @@ async fn route_round(family: u8, count: u32, by_next_hop: bool) -> [f64; 4] {
             id: 1,
             protocol: PROTOCOL_AGENTD_BGP,
             kind: NextHopKind::Gateway(gateway),
+            resilient: None,
         })]
     };
     apply(&kernel, next_hop()).await;

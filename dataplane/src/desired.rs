@@ -1,6 +1,12 @@
 //! What the agent wants the node to look like, and what it is told about it.
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use ipnet::IpNet;
 
@@ -14,6 +20,8 @@ pub enum Source {
     Workload,
     /// Learned routes and their nexthop objects.
     Bgp,
+    /// Tunnel devices.
+    Tunnel,
 }
 
 /// An object somebody wants. Setting an object whose id is already wanted replaces it.
@@ -23,6 +31,7 @@ pub enum Object {
     Blackhole(IpNet),
     Workload(Arc<Workload>),
     Route(LearnedRoute),
+    Tunnels(Tunnels),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,6 +39,8 @@ pub enum ObjectId {
     Blackhole(IpNet),
     Workload(Arc<str>),
     Route(IpNet),
+    /// There is one such object.
+    Tunnels,
 }
 
 impl Object {
@@ -38,6 +49,7 @@ impl Object {
             Object::Blackhole(prefix) => ObjectId::Blackhole(*prefix),
             Object::Workload(workload) => ObjectId::Workload(workload.id.clone()),
             Object::Route(route) => ObjectId::Route(route.prefix),
+            Object::Tunnels(_) => ObjectId::Tunnels,
         }
     }
 }
@@ -48,6 +60,7 @@ impl ObjectId {
             ObjectId::Blackhole(_) => Source::Block,
             ObjectId::Workload(_) => Source::Workload,
             ObjectId::Route(_) => Source::Bgp,
+            ObjectId::Tunnels => Source::Tunnel,
         }
     }
 }
@@ -82,6 +95,70 @@ pub struct LearnedRoute {
     pub prefix: IpNet,
     /// More than one: equal-cost multipath. Sorted, without duplicates, at least one.
     pub next_hops: Vec<IpAddr>,
+}
+
+/// How packets get to the workloads of other nodes, by pool, and what is needed for that.
+///
+/// The endpoint of a tunnel is the BGP next hop of the route. A change applies at once: a learned
+/// route keeps its nexthop object, which is replaced, so that no packet meets a gap.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tunnels {
+    /// This node's own endpoints in the underlay.
+    pub local: Option<Ipv4Addr>,
+    pub local6: Option<Ipv6Addr>,
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// UDP port of VXLAN.
+    pub port: u16,
+    /// Devices for these exist even when no pool uses them: packets that come through them are taken.
+    pub accept: Vec<Encapsulation>,
+    /// A route that lies in none of these is direct. They do not overlap.
+    pub pools: Vec<PoolTunnel>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolTunnel {
+    pub cidr: IpNet,
+    pub encapsulation: Encapsulation,
+    pub scope: Scope,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Encapsulation {
+    #[default]
+    None,
+    /// IPv4 in IPv4 (RFC 2003).
+    Ipip,
+    /// RFC 7348.
+    Vxlan,
+}
+
+impl fmt::Display for Encapsulation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Encapsulation::None => "none",
+            Encapsulation::Ipip => "ipip",
+            Encapsulation::Vxlan => "vxlan",
+        })
+    }
+}
+
+/// Which next hops are reached through the tunnel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Scope {
+    #[default]
+    Always,
+    /// Only those that are not inside a subnet of one of this node's interfaces.
+    CrossSubnet,
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Scope::Always => "always",
+            Scope::CrossSubnet => "cross-subnet",
+        })
+    }
 }
 
 /// What the reconciler reports. Each is sent when it becomes so, and again when it changes.

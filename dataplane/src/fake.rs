@@ -16,8 +16,8 @@ use ipnet::IpNet;
 use crate::{
     desired::Netns,
     kernel::{
-        Address, Change, CreateVeth, Link, LinkChange, LinkKind, Neighbour, NextHop, NextHopKind,
-        Op, OpError, OpResult, Place, Query, Route, Snapshot, Target,
+        Address, Change, CreateTunnel, CreateVeth, FdbEntry, Link, LinkChange, LinkKind, Neighbour,
+        NextHop, NextHopKind, Op, OpError, OpResult, Place, Query, Route, Snapshot, Target, Tunnel,
     },
 };
 
@@ -32,6 +32,8 @@ pub struct FakeNamespace {
     pub routes: BTreeMap<RouteKey, Route>,
     pub next_hops: BTreeMap<u32, NextHop>,
     pub neighbours: BTreeMap<(u32, IpAddr), Neighbour>,
+    /// By index and MAC address.
+    pub fdb: BTreeMap<(u32, [u8; 6]), FdbEntry>,
     pub sysctls: BTreeMap<String, String>,
 }
 
@@ -50,6 +52,8 @@ pub struct FakeKernel {
     pub faults: VecDeque<Option<i32>>,
     /// Errors for the next queries.
     pub query_faults: VecDeque<Option<i32>>,
+    /// Kinds of tunnel devices that this kernel does not have: `ipip`, `vxlan`.
+    pub unknown_kinds: BTreeSet<&'static str>,
     /// Where the other end of a veth stands: (namespace, index), by (namespace, index).
     peers: BTreeMap<(Where, u32), (Where, u32)>,
 }
@@ -92,6 +96,7 @@ pub fn plain_link(index: u32, name: &str) -> Link {
         running: true,
         peer_index: None,
         master: None,
+        tunnel: None,
     }
 }
 
@@ -128,6 +133,7 @@ impl FakeKernel {
             log: None,
             faults: VecDeque::new(),
             query_faults: VecDeque::new(),
+            unknown_kinds: BTreeSet::new(),
             peers: BTreeMap::new(),
         }
     }
@@ -198,6 +204,24 @@ impl FakeKernel {
     fn carry_out(&mut self, op: &Op, loud: bool) -> OpResult {
         match op {
             Op::CreateVeth(create) => self.create(create, loud),
+            Op::CreateTunnel(create) => self.create_tunnel(create, loud),
+            Op::ReplaceFdb(entry) => {
+                match self.host.links.get(&entry.index).map(|link| link.tunnel) {
+                    None => return Err(error(libc::ENODEV, "replace fdb entry")),
+                    Some(Some(Tunnel::Vxlan { .. })) => {}
+                    Some(_) => return Err(error(libc::EOPNOTSUPP, "replace fdb entry")),
+                }
+                self.host.fdb.insert((entry.index, entry.mac), *entry);
+                self.tell(loud, None, Change::Fdb(*entry));
+                Ok(())
+            }
+            Op::DeleteFdb(entry) => match self.host.fdb.remove(&(entry.index, entry.mac)) {
+                Some(gone) => {
+                    self.tell(loud, None, Change::FdbDeleted(gone));
+                    Ok(())
+                }
+                None => Err(error(libc::ENOENT, "delete fdb entry")),
+            },
             Op::SetLink { place, link } => self.set_link(place_of(place), link, loud),
             Op::DeleteLinks(indexes) => {
                 for index in indexes {
@@ -310,6 +334,7 @@ impl FakeKernel {
             running: true,
             peer_index: Some(create.peer_index),
             master: None,
+            tunnel: None,
         };
         let peer = Link {
             index: create.peer_index,
@@ -329,6 +354,41 @@ impl FakeKernel {
         self.peers.insert(other, one);
         self.tell(loud, None, Change::Link(host));
         self.tell(loud, inside, Change::Link(peer));
+        Ok(())
+    }
+
+    fn create_tunnel(&mut self, create: &CreateTunnel, loud: bool) -> OpResult {
+        let kind = match create.tunnel {
+            Tunnel::Ipip { .. } => "ipip",
+            Tunnel::Vxlan { .. } => "vxlan",
+        };
+        if self.unknown_kinds.contains(kind) {
+            return Err(error(libc::EOPNOTSUPP, "create tunnel: unknown kind"));
+        }
+        let taken = |link: &Link| {
+            link.index == create.index
+                || link.name == create.name
+                || link.tunnel == Some(create.tunnel)
+        };
+        if self.host.links.values().any(taken) {
+            return Err(error(libc::EEXIST, "create tunnel"));
+        }
+        let link = Link {
+            index: create.index,
+            name: create.name.clone(),
+            kind: LinkKind::Other(kind.to_owned()),
+            alias: Some(create.alias.clone()),
+            mac: create.mac,
+            mtu: create.mtu,
+            up: true,
+            running: true,
+            peer_index: None,
+            master: None,
+            tunnel: Some(create.tunnel),
+        };
+        add_sysctls(&mut self.host, &create.name);
+        self.host.links.insert(link.index, link.clone());
+        self.tell(loud, None, Change::Link(link));
         Ok(())
     }
 
@@ -391,6 +451,9 @@ impl FakeKernel {
             .collect();
         space.routes.retain(|_, route| !through(route));
         space.neighbours.retain(|(of, _), _| *of != index);
+        if all {
+            space.fdb.retain(|(of, _), _| *of != index);
+        }
         space
             .addresses
             .retain(|(of, net), _| *of != index || (!all && net.addr().is_ipv4()));
@@ -529,6 +592,7 @@ impl FakeKernel {
                     routes: space.routes.values().cloned().collect(),
                     next_hops: space.next_hops.values().cloned().collect(),
                     neighbours: space.neighbours.values().copied().collect(),
+                    fdb: space.fdb.values().copied().collect(),
                     sysctls: read_sysctls(space, sysctls),
                 })
             }

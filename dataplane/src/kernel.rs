@@ -2,8 +2,9 @@
 //! a kernel (the Linux one, or a fake one in tests).
 
 use std::{
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
+    time::Duration,
 };
 
 use ipnet::IpNet;
@@ -18,6 +19,10 @@ pub const PROTOCOL_AGENTD_BGP: u8 = 71;
 pub const INTERFACE_PREFIX: &str = "agt";
 /// Interface aliases start with this; the workload id follows.
 pub const ALIAS_PREFIX: &str = "agentd:";
+/// Names of tunnel devices start with this.
+pub const TUNNEL_PREFIX: &str = "agentd.";
+/// Interface alias of tunnel devices.
+pub const TUNNEL_ALIAS: &str = "agentd:tunnel";
 /// MAC address of every host veth.
 pub const HOST_MAC: [u8; 6] = [0xee; 6];
 /// IPv4 gateway of every workload.
@@ -44,6 +49,11 @@ pub enum Op {
     /// its link-local address is the one added later, without duplicate address detection. Fails
     /// with EEXIST or EBUSY when a name or index is taken, at either end, and then nothing is left.
     CreateVeth(Box<CreateVeth>),
+    /// RTM_NEWLINK of a tunnel device in the host's namespace, which is marked with its alias and set
+    /// up; it makes no IPv6 address by itself. Fails with EEXIST or EBUSY when the name, the index or
+    /// the parameters are taken, with EOPNOTSUPP when the kernel does not know that kind, and then
+    /// nothing is left.
+    CreateTunnel(Box<CreateTunnel>),
     /// RTM_SETLINK: only what is `Some` is changed.
     SetLink {
         place: Place,
@@ -92,6 +102,9 @@ pub enum Op {
         place: Place,
         neighbour: Neighbour,
     },
+    /// Permanent entry of a VXLAN device's forwarding database, host's namespace only.
+    ReplaceFdb(FdbEntry),
+    DeleteFdb(FdbEntry),
     /// Relative to /proc/sys, with `/` between parts, such as `net/ipv4/conf/agt0/proxy_arp`.
     WriteSysctl {
         place: Place,
@@ -111,6 +124,33 @@ pub struct CreateVeth {
     pub peer_name: String,
     pub peer_index: u32,
     pub peer_mac: [u8; 6],
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreateTunnel {
+    pub name: String,
+    pub index: u32,
+    pub alias: String,
+    /// Only of kinds that have one.
+    pub mac: Option<[u8; 6]>,
+    pub mtu: u32,
+    pub tunnel: Tunnel,
+}
+
+/// Kind and parameters of a tunnel device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tunnel {
+    /// IPv4 in IPv4; the other end is the gateway of the route.
+    Ipip { local: Ipv4Addr },
+    Vxlan {
+        /// 1 to 16777215.
+        vni: u32,
+        /// UDP.
+        port: u16,
+        /// Unspecified: the kernel chooses.
+        local: IpAddr,
+        learning: bool,
+    },
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -137,6 +177,8 @@ pub struct Link {
     /// Index of the other end in its namespace (veth), or of the lower device.
     pub peer_index: Option<u32>,
     pub master: Option<u32>,
+    /// Of IPIP and VXLAN devices without a remote end of their own.
+    pub tunnel: Option<Tunnel>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -200,6 +242,20 @@ pub struct NextHop {
     pub id: u32,
     pub protocol: u8,
     pub kind: NextHopKind,
+    /// Groups only: flows keep their member when others come and go. A group stays of its type, and
+    /// keeps its number of buckets, as long as it stands.
+    pub resilient: Option<Resilient>,
+}
+
+/// Parameters of a resilient group. The kernel counts time in hundredths of a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Resilient {
+    /// 1 to 65535; not less than the members.
+    pub buckets: u16,
+    /// A bucket without traffic for so long may go to another member.
+    pub idle_timer: Duration,
+    /// Buckets are moved, idle or not, when the group was unbalanced for so long. 0: never.
+    pub unbalanced_timer: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -219,6 +275,15 @@ pub struct Neighbour {
     pub permanent: bool,
 }
 
+/// Where a VXLAN device sends frames to a MAC address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FdbEntry {
+    pub index: u32,
+    pub mac: [u8; 6],
+    /// Address of the remote device.
+    pub remote: IpAddr,
+}
+
 /// The state of a place at one moment, as far as it can be of interest: in the host's namespace,
 /// all links, addresses, nexthop objects, permanent neighbours of our links, and the routes of the
 /// main table; in a workload's, the same of all its links.
@@ -229,6 +294,8 @@ pub struct Snapshot {
     pub routes: Vec<Route>,
     pub next_hops: Vec<NextHop>,
     pub neighbours: Vec<Neighbour>,
+    /// Permanent entries of our VXLAN devices.
+    pub fdb: Vec<FdbEntry>,
     /// Those that were asked for, by path; `None` where there is no such file.
     pub sysctls: Vec<(String, Option<String>)>,
 }
@@ -250,6 +317,8 @@ pub enum Change {
     },
     Neighbour(Neighbour),
     NeighbourDeleted(Neighbour),
+    Fdb(FdbEntry),
+    FdbDeleted(FdbEntry),
     /// RTM_NEWNETCONF: a sysctl of that interface changed.
     Netconf {
         index: u32,

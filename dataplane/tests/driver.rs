@@ -125,6 +125,7 @@ fn each_of_ten_thousand_routes_has_its_own_result() {
             id: 5,
             protocol: PROTOCOL_AGENTD_BGP,
             kind: NextHopKind::Gateway(gateway("192.168.7.2", index)),
+            resilient: None,
         })];
         let prefixes: Vec<IpNet> = (0..10_000_u32)
             .map(|number| {
@@ -397,6 +398,7 @@ fn nexthop_groups_and_gateways_of_both_families_are_read_as_written() {
             id,
             protocol: PROTOCOL_AGENTD_BGP,
             kind,
+            resilient: None,
         };
         let hops = vec![
             object(1, NextHopKind::Gateway(gateway("192.168.7.2", index))),

@@ -28,6 +28,7 @@ fn own_changes_are_not_heard_and_those_of_others_are_everywhere() {
             id: 5,
             protocol: PROTOCOL_AGENTD_BGP,
             kind: NextHopKind::Gateway(gateway("192.168.7.2", index)),
+            resilient: None,
         }));
         all_ok(&kernel.apply(ops).await);
         ip("route add 10.5.0.0/16 via 192.168.7.9");

@@ -409,22 +409,22 @@ impl Node {
             Event::Swept { source, .. } => match source {
                 Source::Block => self.swept_blocks = true,
                 Source::Workload => self.swept_workloads = true,
-                Source::Bgp => {}
+                Source::Bgp | Source::Tunnel => {}
             },
             Event::Programmed { id, detail } => match id {
                 ObjectId::Workload(id) => self.workload_programmed(&id, detail),
                 ObjectId::Blackhole(cidr) => self.blackhole_programmed(cidr),
-                ObjectId::Route(_) => {}
+                ObjectId::Route(_) | ObjectId::Tunnels => {}
             },
             Event::Failed { id, error } => match id {
                 ObjectId::Workload(id) => self.workload_failed(&id, error),
                 ObjectId::Blackhole(cidr) => self.blackhole_failed(cidr, error),
-                ObjectId::Route(_) => {}
+                ObjectId::Route(_) | ObjectId::Tunnels => {}
             },
             Event::Removed { id } => match id {
                 ObjectId::Workload(id) => self.workload_removed(now, &id),
                 ObjectId::Blackhole(cidr) => self.blackhole_removed(cidr),
-                ObjectId::Route(_) => {}
+                ObjectId::Route(_) | ObjectId::Tunnels => {}
             },
             Event::Repaired { .. } | Event::NextHop { .. } | Event::Mtu(_) => {}
         }

@@ -4,7 +4,10 @@
 //! and RTM_NEWNETCONF are unknown to that crate, and addresses and neighbours need only a few fields:
 //! these are read in place. Bytes come from the kernel, yet nothing here trusts lengths.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use ipnet::IpNet;
 use netlink_packet_core::Parseable;
@@ -12,9 +15,10 @@ use netlink_packet_route::link::{
     InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
 };
 
-use super::encode::{AF_INET, AF_INET6, SCOPE_LINK, attribute, route_type};
+use super::encode::{AF_BRIDGE, AF_INET, AF_INET6, SCOPE_LINK, attribute, route_type};
 use crate::kernel::{
-    Address, Gateway, Link, LinkKind, Neighbour, NextHop, NextHopKind, Route, Target,
+    Address, FdbEntry, Gateway, Link, LinkKind, Neighbour, NextHop, NextHopKind, Resilient, Route,
+    Target, Tunnel,
 };
 
 /// One netlink message.
@@ -113,6 +117,7 @@ pub(super) fn link(payload: &[u8]) -> Option<Link> {
         running: message.header.flags.contains(LinkFlags::LowerUp),
         peer_index: None,
         master: None,
+        tunnel: tunnel(payload),
     };
     if message.header.flags.contains(LinkFlags::Loopback) {
         link.kind = LinkKind::Loopback;
@@ -140,6 +145,74 @@ pub(super) fn link(payload: &[u8]) -> Option<Link> {
         }
     }
     Some(link)
+}
+
+/// Parameters of a tunnel device whose remote ends are not its own but those of routes and entries.
+fn tunnel(payload: &[u8]) -> Option<Tunnel> {
+    let (_, information) =
+        attributes(payload.get(16..)?).find(|(kind, _)| *kind == attribute::IFLA_LINKINFO)?;
+    let part = |wanted| attributes(information).find(|(kind, _)| *kind == wanted);
+    let (_, name) = part(attribute::IFLA_INFO_KIND)?;
+    let name = name.strip_suffix(&[0]).unwrap_or(name);
+    if !matches!(name, b"ipip" | b"vxlan") {
+        return None;
+    }
+    let (_, data) = part(attribute::IFLA_INFO_DATA)?;
+    if name == b"ipip" {
+        let mut local = Ipv4Addr::UNSPECIFIED;
+        for (kind, value) in attributes(data) {
+            match (kind, address(value)) {
+                (attribute::IFLA_IPTUN_LOCAL, Some(IpAddr::V4(of))) => local = of,
+                (attribute::IFLA_IPTUN_REMOTE, Some(of)) if !of.is_unspecified() => return None,
+                _ => {}
+            }
+        }
+        return Some(Tunnel::Ipip { local });
+    }
+    let (mut vni, mut port, mut learning) = (0, 0, false);
+    let mut local = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    for (kind, value) in attributes(data) {
+        match kind {
+            attribute::IFLA_VXLAN_ID => vni = u32_at(value, 0)?,
+            attribute::IFLA_VXLAN_PORT => port = u16_at(value, 0)?.to_be(),
+            attribute::IFLA_VXLAN_LEARNING => learning = *value.first()? != 0,
+            attribute::IFLA_VXLAN_LOCAL | attribute::IFLA_VXLAN_LOCAL6 => local = address(value)?,
+            attribute::IFLA_VXLAN_GROUP | attribute::IFLA_VXLAN_GROUP6
+                if address(value).is_some_and(|of| !of.is_unspecified()) =>
+            {
+                return None;
+            }
+            _ => {}
+        }
+    }
+    Some(Tunnel::Vxlan {
+        vni,
+        port,
+        local,
+        learning,
+    })
+}
+
+/// RTM_NEWNEIGH or RTM_DELNEIGH about a permanent entry of a forwarding database, by which a tunnel
+/// device finds the other end.
+pub(super) fn fdb(payload: &[u8]) -> Option<FdbEntry> {
+    if *payload.first()? != AF_BRIDGE || u16_at(payload, 8)? & attribute::NUD_PERMANENT == 0 {
+        return None;
+    }
+    let index = u32_at(payload, 4)?;
+    let (mut remote, mut mac) = (None, None);
+    for (kind, value) in attributes(payload.get(12..)?) {
+        match kind {
+            attribute::NDA_DST => remote = address(value),
+            attribute::NDA_LLADDR => mac = <[u8; 6]>::try_from(value).ok(),
+            _ => {}
+        }
+    }
+    Some(FdbEntry {
+        index,
+        mac: mac?,
+        remote: remote?,
+    })
 }
 
 /// RTM_NEWADDR or RTM_DELADDR.
@@ -285,6 +358,7 @@ pub(super) fn next_hop(payload: &[u8]) -> Option<NextHop> {
     let flags = u32_at(payload, 4)?;
     let (mut id, mut index, mut gateway, mut group) = (0, 0, None, None);
     let mut blackhole = false;
+    let (mut resilient_type, mut parameters) = (false, None);
     for (kind, value) in attributes(payload.get(8..)?) {
         match kind {
             attribute::NHA_ID => id = u32_at(value, 0)?,
@@ -292,6 +366,10 @@ pub(super) fn next_hop(payload: &[u8]) -> Option<NextHop> {
             attribute::NHA_GATEWAY => gateway = address(value),
             attribute::NHA_BLACKHOLE => blackhole = true,
             attribute::NHA_GROUP => group = Some(value),
+            attribute::NHA_GROUP_TYPE => {
+                resilient_type = u16_at(value, 0)? == attribute::NEXTHOP_GRP_TYPE_RES;
+            }
+            attribute::NHA_RES_GROUP => parameters = Some(value),
             _ => {}
         }
     }
@@ -313,7 +391,31 @@ pub(super) fn next_hop(payload: &[u8]) -> Option<NextHop> {
             weight: 1,
         })
     };
-    Some(NextHop { id, protocol, kind })
+    Some(NextHop {
+        id,
+        protocol,
+        kind,
+        resilient: parameters.filter(|_| resilient_type).and_then(resilient),
+    })
+}
+
+/// NHA_RES_GROUP.
+fn resilient(bytes: &[u8]) -> Option<Resilient> {
+    let ticks = |value: &[u8]| Some(Duration::from_millis(u64::from(u32_at(value, 0)?) * 10));
+    let (mut buckets, mut idle_timer, mut unbalanced_timer) = (0, None, None);
+    for (kind, value) in attributes(bytes) {
+        match kind {
+            attribute::NHA_RES_GROUP_BUCKETS => buckets = u16_at(value, 0)?,
+            attribute::NHA_RES_GROUP_IDLE_TIMER => idle_timer = ticks(value),
+            attribute::NHA_RES_GROUP_UNBALANCED_TIMER => unbalanced_timer = ticks(value),
+            _ => {}
+        }
+    }
+    Some(Resilient {
+        buckets,
+        idle_timer: idle_timer?,
+        unbalanced_timer: unbalanced_timer?,
+    })
 }
 
 /// NHA_ID of RTM_DELNEXTHOP.

@@ -10,6 +10,15 @@ pub(super) fn describe(op: &Op) -> String {
             veth.peer_name,
             veth.peer_netns.path.display()
         ),
+        Op::CreateTunnel(tunnel) => format!("create tunnel device {}", tunnel.name),
+        Op::ReplaceFdb(entry) => format!(
+            "send frames of interface {} to {}",
+            entry.index, entry.remote
+        ),
+        Op::DeleteFdb(entry) => format!(
+            "stop sending frames of interface {} to {}",
+            entry.index, entry.remote
+        ),
         Op::SetLink { place, link } => format!("change interface {}{}", link.index, at(place)),
         Op::DeleteLinks(links) => match links.as_slice() {
             [only] => format!("delete interface {only}"),

@@ -10,7 +10,10 @@ use ipnet::IpNet;
 use netlink_packet_core::Emitable;
 use netlink_packet_route::link::LinkMessage;
 
-use crate::kernel::{Address, Gateway, Neighbour, NextHop, NextHopKind, Route, Target};
+use crate::kernel::{
+    Address, CreateTunnel, FdbEntry, Gateway, Neighbour, NextHop, NextHopKind, Route, Target,
+    Tunnel,
+};
 
 pub(super) const NLM_F_REQUEST: u16 = 0x01;
 pub(super) const NLM_F_ACK: u16 = 0x04;
@@ -48,7 +51,22 @@ pub(super) mod kind {
 
 /// Attribute types and values, named as in the kernel's headers.
 pub(super) mod attribute {
+    pub(crate) const IFLA_ADDRESS: u16 = 1;
     pub(crate) const IFLA_IFNAME: u16 = 3;
+    pub(crate) const IFLA_MTU: u16 = 4;
+    pub(crate) const IFLA_LINKINFO: u16 = 18;
+    pub(crate) const IFLA_INFO_KIND: u16 = 1;
+    pub(crate) const IFLA_INFO_DATA: u16 = 2;
+    pub(crate) const IFLA_IPTUN_LOCAL: u16 = 2;
+    pub(crate) const IFLA_IPTUN_REMOTE: u16 = 3;
+    pub(crate) const IFLA_IPTUN_TTL: u16 = 4;
+    pub(crate) const IFLA_VXLAN_ID: u16 = 1;
+    pub(crate) const IFLA_VXLAN_GROUP: u16 = 2;
+    pub(crate) const IFLA_VXLAN_LOCAL: u16 = 4;
+    pub(crate) const IFLA_VXLAN_LEARNING: u16 = 7;
+    pub(crate) const IFLA_VXLAN_PORT: u16 = 15;
+    pub(crate) const IFLA_VXLAN_GROUP6: u16 = 16;
+    pub(crate) const IFLA_VXLAN_LOCAL6: u16 = 17;
     pub(crate) const IFLA_AF_SPEC: u16 = 26;
     pub(crate) const IFLA_GROUP: u16 = 27;
     pub(crate) const IFLA_EXT_MASK: u16 = 29;
@@ -74,7 +92,9 @@ pub(super) mod attribute {
 
     pub(crate) const NDA_DST: u16 = 1;
     pub(crate) const NDA_LLADDR: u16 = 2;
+    pub(crate) const NDA_IFINDEX: u16 = 8;
     pub(crate) const NUD_PERMANENT: u16 = 0x80;
+    pub(crate) const NTF_SELF: u8 = 2;
 
     pub(crate) const NDTA_NAME: u16 = 1;
     pub(crate) const NDTA_PARMS: u16 = 6;
@@ -86,14 +106,24 @@ pub(super) mod attribute {
 
     pub(crate) const NHA_ID: u16 = 1;
     pub(crate) const NHA_GROUP: u16 = 2;
+    pub(crate) const NHA_GROUP_TYPE: u16 = 3;
     pub(crate) const NHA_BLACKHOLE: u16 = 4;
     pub(crate) const NHA_OIF: u16 = 5;
     pub(crate) const NHA_GATEWAY: u16 = 6;
+    pub(crate) const NHA_RES_GROUP: u16 = 12;
+    pub(crate) const NHA_RES_GROUP_BUCKETS: u16 = 1;
+    pub(crate) const NHA_RES_GROUP_IDLE_TIMER: u16 = 2;
+    pub(crate) const NHA_RES_GROUP_UNBALANCED_TIMER: u16 = 3;
+    pub(crate) const NEXTHOP_GRP_TYPE_RES: u16 = 1;
 }
+
+/// USER_HZ: ticks of `clock_t` in a second.
+const CLOCK: u128 = 100;
 
 pub(super) const AF_UNSPEC: u8 = 0;
 pub(super) const AF_INET: u8 = 2;
 pub(super) const AF_INET6: u8 = 10;
+pub(super) const AF_BRIDGE: u8 = 7;
 
 pub(super) const TABLE_MAIN: u32 = 254;
 const TABLE_COMPAT: u8 = 252;
@@ -385,8 +415,81 @@ impl Encoder {
                     self.buffer.extend_from_slice(&[hops(*weight), 0, 0, 0]);
                 }
                 self.end_nest(nest);
+                if let Some(resilient) = &next_hop.resilient {
+                    let kind = attribute::NEXTHOP_GRP_TYPE_RES;
+                    self.attribute(attribute::NHA_GROUP_TYPE, &kind.to_ne_bytes());
+                    let nest = self.begin_nest(attribute::NHA_RES_GROUP);
+                    let buckets = resilient.buckets.to_ne_bytes();
+                    self.attribute(attribute::NHA_RES_GROUP_BUCKETS, &buckets);
+                    let ticks = |time: std::time::Duration| {
+                        u32::try_from(time.as_millis() * CLOCK / 1000).unwrap_or(u32::MAX)
+                    };
+                    self.u32(
+                        attribute::NHA_RES_GROUP_IDLE_TIMER,
+                        ticks(resilient.idle_timer),
+                    );
+                    self.u32(
+                        attribute::NHA_RES_GROUP_UNBALANCED_TIMER,
+                        ticks(resilient.unbalanced_timer),
+                    );
+                    self.end_nest(nest);
+                }
             }
         }
+        self.end();
+    }
+
+    /// RTM_NEWLINK of a tunnel device.
+    pub(super) fn tunnel(&mut self, flags: u16, sequence: u32, create: &CreateTunnel) {
+        self.begin_link(kind::NEW_LINK, flags, sequence, create.index);
+        self.string(attribute::IFLA_IFNAME, &create.name);
+        self.u32(attribute::IFLA_MTU, create.mtu);
+        if let Some(mac) = &create.mac {
+            self.attribute(attribute::IFLA_ADDRESS, mac);
+        }
+        let information = self.begin_nest(attribute::IFLA_LINKINFO);
+        match create.tunnel {
+            Tunnel::Ipip { local } => {
+                self.string(attribute::IFLA_INFO_KIND, "ipip");
+                let data = self.begin_nest(attribute::IFLA_INFO_DATA);
+                self.attribute(attribute::IFLA_IPTUN_LOCAL, &local.octets());
+                // Inherited from the packet inside: it does not lose hops to the underlay.
+                self.attribute(attribute::IFLA_IPTUN_TTL, &[0]);
+                self.end_nest(data);
+            }
+            Tunnel::Vxlan {
+                vni,
+                port,
+                local,
+                learning,
+            } => {
+                self.string(attribute::IFLA_INFO_KIND, "vxlan");
+                let data = self.begin_nest(attribute::IFLA_INFO_DATA);
+                self.u32(attribute::IFLA_VXLAN_ID, vni);
+                let kind = match local {
+                    IpAddr::V4(_) => attribute::IFLA_VXLAN_LOCAL,
+                    IpAddr::V6(_) => attribute::IFLA_VXLAN_LOCAL6,
+                };
+                self.address(kind, local);
+                self.attribute(attribute::IFLA_VXLAN_LEARNING, &[u8::from(learning)]);
+                self.attribute(attribute::IFLA_VXLAN_PORT, &port.to_be_bytes());
+                self.end_nest(data);
+            }
+        }
+        self.end_nest(information);
+        self.end();
+    }
+
+    /// RTM_NEWNEIGH or RTM_DELNEIGH of a forwarding database.
+    pub(super) fn fdb(&mut self, kind: u16, flags: u16, sequence: u32, entry: &FdbEntry) {
+        let mut header = [0; 12];
+        header[0] = AF_BRIDGE;
+        header[4..8].copy_from_slice(&entry.index.to_ne_bytes());
+        header[8..10].copy_from_slice(&attribute::NUD_PERMANENT.to_ne_bytes());
+        header[10] = attribute::NTF_SELF;
+        self.begin(kind, flags, sequence, &header);
+        self.attribute(attribute::NDA_LLADDR, &entry.mac);
+        self.address(attribute::NDA_DST, entry.remote);
         self.end();
     }
 

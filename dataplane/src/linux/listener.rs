@@ -13,7 +13,9 @@ use tokio::io::{Interest, unix::AsyncFd};
 use super::{
     ChangeEvent, Namespaces, OpenError,
     decode::{self, Message},
-    encode::{AF_INET, AF_INET6, TABLE_MAIN, attribute::NUD_PERMANENT, kind, route_type},
+    encode::{
+        AF_BRIDGE, AF_INET, AF_INET6, TABLE_MAIN, attribute::NUD_PERMANENT, kind, route_type,
+    },
     socket::{self, Ports},
 };
 use crate::kernel::{Change, Place};
@@ -137,6 +139,12 @@ fn event(namespaces: &Namespaces, nsid: Option<i32>, message: Message<'_>) -> Op
         kind::DELETE_NEXT_HOP => Change::NextHopDeleted {
             id: decode::next_hop_id(payload)?,
         },
+        kind::NEW_NEIGHBOUR if payload.first() == Some(&AF_BRIDGE) => {
+            Change::Fdb(decode::fdb(payload)?)
+        }
+        kind::DELETE_NEIGHBOUR if payload.first() == Some(&AF_BRIDGE) => {
+            Change::FdbDeleted(decode::fdb(payload)?)
+        }
         kind::NEW_NEIGHBOUR => Change::Neighbour(decode::neighbour(payload)?),
         kind::DELETE_NEIGHBOUR => Change::NeighbourDeleted(decode::neighbour(payload)?),
         kind::NEW_NETCONF => Change::Netconf {
@@ -260,8 +268,8 @@ fn filter(ports: Ports) -> Vec<libc::sock_filter> {
         // What matched the type but no kind of route falls through to the next test, which it
         // fails, and is dropped in the end.
     }
-    // Neighbours: of IPv4 and IPv6. New ones only when permanent; entries that come and go by
-    // themselves are of no interest.
+    // Neighbours: new ones only when permanent; entries that come and go by themselves are of no
+    // interest. Deleted ones of IPv4 and IPv6; those of forwarding databases when permanent.
     program.extend([
         one(LOAD_HALF, 0, 0, 4),
         one(JUMP_EQUAL, 0, 4, kind(kind::NEW_NEIGHBOUR)),
@@ -271,10 +279,13 @@ fn filter(ports: Ports) -> Vec<libc::sock_filter> {
         drop,
     ]);
     program.extend([
-        one(JUMP_EQUAL, 0, 5, kind(kind::DELETE_NEIGHBOUR)),
+        one(JUMP_EQUAL, 0, 8, kind(kind::DELETE_NEIGHBOUR)),
         one(LOAD_BYTE, 0, 0, 16),
-        one(JUMP_EQUAL, 1, 0, u32::from(AF_INET)),
-        one(JUMP_EQUAL, 0, 1, u32::from(AF_INET6)),
+        one(JUMP_EQUAL, 4, 0, u32::from(AF_INET)),
+        one(JUMP_EQUAL, 3, 0, u32::from(AF_INET6)),
+        one(JUMP_EQUAL, 0, 3, u32::from(AF_BRIDGE)),
+        one(LOAD_HALF, 0, 0, 24),
+        one(JUMP_EQUAL, 0, 1, u32::from(NUD_PERMANENT.to_be())),
         keep,
         drop,
     ]);

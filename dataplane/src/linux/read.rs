@@ -10,8 +10,8 @@ use super::{
     Namespaces, decode,
     describe::describe_query,
     encode::{
-        AF_INET, AF_INET6, AF_UNSPEC, NLM_F_DUMP, TABLE_MAIN, attribute, family_of, family_of_net,
-        kind,
+        AF_BRIDGE, AF_INET, AF_INET6, AF_UNSPEC, NLM_F_DUMP, TABLE_MAIN, attribute, family_of,
+        family_of_net, kind,
     },
     netns::{self, Home},
     pipe::{self, Answers, Pipe},
@@ -21,7 +21,8 @@ use super::{
 use crate::{
     desired::Netns,
     kernel::{
-        INTERFACE_PREFIX, Op, OpError, PROTOCOL_AGENTD, Place, Query, Route, Snapshot, Target,
+        FdbEntry, INTERFACE_PREFIX, Op, OpError, PROTOCOL_AGENTD, Place, Query, Route, Snapshot,
+        TUNNEL_PREFIX, Target, Tunnel,
     },
 };
 
@@ -197,7 +198,11 @@ impl<'a> Reading<'a> {
             .snapshot
             .links
             .iter()
-            .filter(|link| !host || link.name.starts_with(INTERFACE_PREFIX))
+            .filter(|link| {
+                !host
+                    || link.name.starts_with(INTERFACE_PREFIX)
+                    || link.name.starts_with(TUNNEL_PREFIX)
+            })
             .map(|link| link.index)
             .collect();
         if !ours.is_empty() {
@@ -213,7 +218,38 @@ impl<'a> Reading<'a> {
                 },
             )?;
         }
+        if host {
+            let tunnels: Vec<u32> = self
+                .snapshot
+                .links
+                .iter()
+                .filter(|link| {
+                    matches!(link.tunnel, Some(Tunnel::Vxlan { .. }))
+                        && link.name.starts_with(TUNNEL_PREFIX)
+                })
+                .map(|link| link.index)
+                .collect();
+            for index in tunnels {
+                let entries = self.fdb(index)?;
+                self.snapshot.fdb.extend(entries);
+            }
+        }
         Ok(())
+    }
+
+    /// Permanent entries of one device's forwarding database.
+    fn fdb(&mut self, index: u32) -> io::Result<Vec<FdbEntry>> {
+        self.dump(
+            |pipe, sequence| {
+                let mut header = [0; 12];
+                header[0] = AF_BRIDGE;
+                pipe.encoder
+                    .begin(kind::GET_NEIGHBOUR, NLM_F_DUMP, sequence, &header);
+                pipe.encoder.u32(attribute::NDA_IFINDEX, index);
+            },
+            kind::NEW_NEIGHBOUR,
+            |payload| decode::fdb(payload).filter(|entry| entry.index == index),
+        )
     }
 
     fn addresses(&mut self, index: u32) -> io::Result<Vec<crate::kernel::Address>> {

@@ -363,7 +363,12 @@ proptest! {
             1 => NextHopKind::Group(members.into_iter().collect()),
             _ => NextHopKind::Blackhole,
         };
-        let wanted = NextHop { id, protocol, kind };
+        let wanted = NextHop {
+            id,
+            protocol,
+            kind,
+            resilient: None,
+        };
         let bytes = encoded(|encoder| encoder.next_hop(0, 1, &wanted));
         prop_assert_eq!(decode::next_hop(payload(&bytes)), Some(wanted));
     }

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     desired::Netns,
-    kernel::{CreateVeth, LinkChange, Op, OpResult, Place, Target},
+    kernel::{CreateTunnel, CreateVeth, LinkChange, Op, OpResult, Place, Target},
 };
 
 /// Deletes of IPv4 routes are shuffled from this number on.
@@ -172,6 +172,10 @@ impl<'a> Run<'_, 'a> {
                     self.create(index, veth, files);
                     1
                 }
+                Some(Op::CreateTunnel(tunnel)) => {
+                    self.create_tunnel(index, tunnel);
+                    1
+                }
                 Some(Op::DeleteLinks(indexes)) => {
                     self.flush();
                     if let (Some(op), Some(result)) =
@@ -231,7 +235,7 @@ impl<'a> Run<'_, 'a> {
                 );
                 self.flush();
                 if self.answers.is_ok(index) {
-                    self.finish_link(index, veth);
+                    self.finish_link(index, veth.index, &veth.alias);
                     self.learn_nsid(index, &file, &veth.peer_netns);
                 }
                 files.insert(&veth.peer_netns, file);
@@ -248,17 +252,35 @@ impl<'a> Run<'_, 'a> {
         }
     }
 
+    /// Later operations of the batch use the device, so its fate is learned at once.
+    fn create_tunnel(&mut self, index: usize, tunnel: &'a CreateTunnel) {
+        self.flush();
+        let sequence = self.pipe.next(index);
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        self.pipe.encoder.tunnel(flags, sequence, tunnel);
+        self.flush();
+        if self.answers.is_ok(index) {
+            self.finish_link(index, tunnel.index, &tunnel.alias);
+            let up = LinkUnspec::new_with_index(tunnel.index).up().build();
+            self.send_link(index, kind::SET_LINK, 0, &up);
+            self.flush();
+        }
+        if self.answers.is_ok(index) {
+            self.links.made.insert(&tunnel.name, tunnel.index);
+        } else {
+            self.links.missing.insert((None, tunnel.index));
+        }
+    }
+
     /// What RTM_NEWLINK ignores while it makes a link.
-    fn finish_link(&mut self, index: usize, veth: &CreateVeth) {
-        let alias = LinkUnspec::new_with_index(veth.index)
-            .alias(veth.alias.as_str())
-            .build();
-        self.send_link(index, kind::SET_LINK, 0, &alias);
-        // No link-local address by itself. The peer is not up yet, so none was made until now. A
-        // kernel without IPv6 does not know this, and makes none.
+    fn finish_link(&mut self, index: usize, link: u32, alias: &str) {
+        let message = LinkUnspec::new_with_index(link).alias(alias).build();
+        self.send_link(index, kind::SET_LINK, 0, &message);
+        // No link-local address by itself. The link (or its peer) is not up yet, so none was made
+        // until now. A kernel without IPv6 does not know this, and makes none.
         let sequence = self.pipe.next_tolerant(index, libc::EAFNOSUPPORT);
         let encoder = &mut self.pipe.encoder;
-        encoder.begin_link(kind::SET_LINK, 0, sequence, veth.index);
+        encoder.begin_link(kind::SET_LINK, 0, sequence, link);
         let specification = encoder.begin_nest(attribute::IFLA_AF_SPEC);
         let family = encoder.begin_nest(u16::from(AF_INET6));
         const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
@@ -347,7 +369,14 @@ impl<'a> Run<'_, 'a> {
             Op::SetLink { link, .. } => {
                 encoder.link(kind::SET_LINK, 0, sequence, &link_message(link));
             }
-            Op::CreateVeth(_) | Op::DeleteLinks(_) | Op::WriteSysctl { .. } => {}
+            Op::ReplaceFdb(entry) => {
+                encoder.fdb(kind::NEW_NEIGHBOUR, REPLACE, sequence, entry);
+            }
+            Op::DeleteFdb(entry) => encoder.fdb(kind::DELETE_NEIGHBOUR, 0, sequence, entry),
+            Op::CreateVeth(_)
+            | Op::CreateTunnel(_)
+            | Op::DeleteLinks(_)
+            | Op::WriteSysctl { .. } => {}
         }
     }
 
@@ -464,6 +493,9 @@ fn place_of(op: &Op) -> &Place {
         | Op::DeleteNeighbour { place, .. }
         | Op::WriteSysctl { place, .. } => place,
         Op::CreateVeth(_)
+        | Op::CreateTunnel(_)
+        | Op::ReplaceFdb(_)
+        | Op::DeleteFdb(_)
         | Op::DeleteLinks(_)
         | Op::ReplaceNextHop(_)
         | Op::DeleteNextHop { .. } => &Place::Host,
@@ -478,6 +510,7 @@ fn link_of(op: &Op) -> Option<u32> {
         Op::ReplaceNeighbour { neighbour, .. } | Op::DeleteNeighbour { neighbour, .. } => {
             Some(neighbour.index)
         }
+        Op::ReplaceFdb(entry) | Op::DeleteFdb(entry) => Some(entry.index),
         Op::AddRoute { route, .. } | Op::ReplaceRoute { route, .. } => match &route.target {
             Target::Link { index } => Some(*index),
             Target::Gateways(gateways) => gateways.first().map(|gateway| gateway.index),

@@ -140,7 +140,7 @@ pub struct Reconciler {
     removing: HashSet<IpNet, Hash>,
     next_hops: NextHops,
     learned: usize,
-    synced: [bool; 3],
+    synced: [bool; 4],
     /// What was asked for before the first dump.
     early: Vec<Early>,
 
@@ -210,6 +210,7 @@ fn source_index(source: Source) -> usize {
         Source::Block => 0,
         Source::Workload => 1,
         Source::Bgp => 2,
+        Source::Tunnel => 3,
     }
 }
 
@@ -239,7 +240,7 @@ impl Reconciler {
             removing: HashSet::default(),
             next_hops: NextHops::default(),
             learned: 0,
-            synced: [false; 3],
+            synced: [false; 4],
             early: Vec::new(),
             refresh: true,
             read_inside: false,
@@ -297,6 +298,7 @@ impl Reconciler {
                 self.queue(prefix);
             }
             Object::Route(route) => self.set_route(route.prefix.trunc(), &route.next_hops),
+            Object::Tunnels(_) => {}
         }
     }
 
@@ -344,6 +346,7 @@ impl Reconciler {
         match id {
             ObjectId::Workload(id) => self.remove_workload(&id),
             ObjectId::Route(prefix) => self.remove_route(prefix.trunc()),
+            ObjectId::Tunnels => {}
             ObjectId::Blackhole(prefix) => {
                 let prefix = prefix.trunc();
                 self.failures.remove(&ObjectId::Blackhole(prefix));
@@ -380,7 +383,7 @@ impl Reconciler {
         let mut count = stale.len();
         self.deletes.extend(stale);
         match source {
-            Source::Block => {}
+            Source::Block | Source::Tunnel => {}
             Source::Workload => {
                 let links: Vec<u32> = self
                     .links

@@ -413,6 +413,7 @@ impl Reconciler {
             id,
             protocol: PROTOCOL_AGENTD_BGP,
             kind,
+            resilient: None,
         }
     }
 

@@ -326,6 +326,7 @@ impl Reconciler {
                     self.read_again(&id, true);
                 }
             }
+            Change::Fdb(_) | Change::FdbDeleted(_) => {}
             Change::Netconf { index } => {
                 if let Some(id) = self.by_index.get(&index).cloned() {
                     self.read_again(&id, true);
@@ -466,7 +467,7 @@ impl Reconciler {
             .filter_map(|id| match id {
                 crate::desired::ObjectId::Route(prefix)
                 | crate::desired::ObjectId::Blackhole(prefix) => Some(*prefix),
-                crate::desired::ObjectId::Workload(_) => None,
+                crate::desired::ObjectId::Workload(_) | crate::desired::ObjectId::Tunnels => None,
             })
             .collect();
         let unread = std::mem::take(&mut self.unread);

@@ -86,6 +86,7 @@ impl Reconciler {
                         self.enter(&id);
                     }
                 }
+                ObjectId::Tunnels => {}
                 ObjectId::Blackhole(prefix) | ObjectId::Route(prefix) => {
                     if self.removing.contains(&prefix) {
                         self.deletes.push(prefix);

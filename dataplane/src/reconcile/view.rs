@@ -204,6 +204,7 @@ impl Reconciler {
                 let standing = told.then(|| ObjectStatus::Programmed(Detail::default()));
                 Some(failed.or(standing).unwrap_or(ObjectStatus::Pending))
             }
+            ObjectId::Tunnels => None,
             ObjectId::Route(prefix) => {
                 let entry = self.table.get(prefix);
                 if entry.learned == NONE {

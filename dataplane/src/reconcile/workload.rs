@@ -79,6 +79,7 @@ impl Want<'_> {
             running: true,
             peer_index: Some(self.peer_index),
             master: None,
+            tunnel: None,
         };
         let peer = Link {
             index: self.peer_index,
@@ -318,7 +319,11 @@ impl Want<'_> {
                     || link.up && (link.index == LOOPBACK || link.mtu == self.mtu)
             }
             Change::LinkDeleted { index } => *index != self.peer_index,
-            Change::Address(_) | Change::NextHop(_) | Change::NextHopDeleted { .. } => true,
+            Change::Address(_)
+            | Change::NextHop(_)
+            | Change::NextHopDeleted { .. }
+            | Change::Fdb(_)
+            | Change::FdbDeleted(_) => true,
             Change::AddressDeleted(address) => {
                 address.index != self.peer_index
                     || !self

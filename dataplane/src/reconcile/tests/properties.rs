@@ -301,6 +301,7 @@ impl Chaos {
                 self.wanted.values().any(|object| match object {
                     Object::Blackhole(of) => of == prefix,
                     Object::Route(route) => route.prefix == *prefix,
+                    Object::Tunnels(_) => false,
                     Object::Workload(workload) => {
                         // Not while it is taken away to be made anew elsewhere.
                         let id = ObjectId::Workload(workload.id.clone());
@@ -440,6 +441,7 @@ impl Chaos {
         };
         for (id, object) in &self.wanted {
             match object {
+                Object::Tunnels(_) => {}
                 Object::Blackhole(prefix) => {
                     let route = own.remove(prefix);
                     let target = route.map(|route| &route.target);
@@ -508,6 +510,7 @@ impl Chaos {
                         routes: space.routes.values().cloned().collect(),
                         next_hops: Vec::new(),
                         neighbours: space.neighbours.values().copied().collect(),
+                        fdb: Vec::new(),
                         sysctls: (space.sysctls.iter())
                             .map(|(path, value)| (path.clone(), Some(value.clone())))
                             .collect(),
