@@ -177,6 +177,27 @@ pub struct NextHop {
     pub address: IpAddr,
     /// The second address of a 32-octet IPv6 next hop (RFC 2545 §3).
     pub link_local: Option<Ipv6Addr>,
+    /// Index of the interface on which the link-local address is meant, 0 where it is not known. It
+    /// is never on the wire: import sets it to the interface of the session.
+    pub interface: u32,
+}
+
+impl NextHop {
+    /// Where packets go: a link-local address where there is one and its interface is known
+    /// (RFC 2545 §3: it is on the link that both share), else the address.
+    pub fn via(&self) -> Via {
+        match (self.link_local, self.address) {
+            (Some(link_local), _) if self.interface != 0 => Via {
+                address: IpAddr::V6(link_local),
+                interface: self.interface,
+            },
+            (_, IpAddr::V6(address)) if address.is_unicast_link_local() => Via {
+                address: self.address,
+                interface: self.interface,
+            },
+            (_, address) => Via::from(address),
+        }
+    }
 }
 
 impl From<IpAddr> for NextHop {
@@ -184,6 +205,55 @@ impl From<IpAddr> for NextHop {
         Self {
             address,
             link_local: None,
+            interface: 0,
+        }
+    }
+}
+
+/// One hop, to be named to as many addresses as it has: `2001:db8::1 (fe80::1%eth0)`, with the
+/// number of the interface in place of its name.
+impl fmt::Display for NextHop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scope = |f: &mut fmt::Formatter<'_>| match self.interface {
+            0 => Ok(()),
+            interface => write!(f, "%{interface}"),
+        };
+        self.address.fmt(f)?;
+        match (self.link_local, self.address) {
+            (Some(link_local), _) => {
+                write!(f, " ({link_local}")?;
+                scope(f)?;
+                f.write_str(")")
+            }
+            (None, IpAddr::V6(address)) if address.is_unicast_link_local() => scope(f),
+            (None, _) => Ok(()),
+        }
+    }
+}
+
+/// An address that packets are sent to, as the kernel needs to know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Via {
+    pub address: IpAddr,
+    /// Index of the interface of a link-local address, else 0. Without one a link-local address
+    /// leads nowhere.
+    pub interface: u32,
+}
+
+impl From<IpAddr> for Via {
+    fn from(address: IpAddr) -> Self {
+        Self {
+            address,
+            interface: 0,
+        }
+    }
+}
+
+impl fmt::Display for Via {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.interface {
+            0 => self.address.fmt(f),
+            interface => write!(f, "{}%{interface}", self.address),
         }
     }
 }

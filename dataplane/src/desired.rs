@@ -94,7 +94,34 @@ pub struct Netns {
 pub struct LearnedRoute {
     pub prefix: IpNet,
     /// More than one: equal-cost multipath. Sorted, without duplicates, at least one.
-    pub next_hops: Vec<IpAddr>,
+    pub next_hops: Vec<Via>,
+}
+
+/// A BGP next hop: an address of either family, whatever the family of the prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Via {
+    pub address: IpAddr,
+    /// Index of the interface on which a link-local address is meant, else 0. A link-local address
+    /// without one cannot be resolved.
+    pub interface: u32,
+}
+
+impl From<IpAddr> for Via {
+    fn from(address: IpAddr) -> Self {
+        Self {
+            address,
+            interface: 0,
+        }
+    }
+}
+
+impl fmt::Display for Via {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.interface {
+            0 => self.address.fmt(f),
+            interface => write!(f, "{}%{interface}", self.address),
+        }
+    }
 }
 
 /// How packets get to the workloads of other nodes, by pool, and what is needed for that.
@@ -185,10 +212,7 @@ pub enum Event {
     /// earlier run are deleted.
     Swept { source: Source, deleted: usize },
     /// A watched next hop became (un)reachable, or its metric changed.
-    NextHop {
-        address: IpAddr,
-        state: NextHopState,
-    },
+    NextHop { via: Via, state: NextHopState },
     /// MTU that workloads without one of their own get, when it becomes known or changes.
     Mtu(u32),
 }

@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use crate::{
-    desired::{Event, Object, ObjectId, Source},
+    desired::{Event, Object, ObjectId, Source, Via},
     kernel::{OpError, OpResult, Snapshot},
     linux::{ChangeEvent, Changes, Kernel, OpenError},
     reconcile::{
@@ -53,8 +53,8 @@ enum Command {
     Remove(Vec<ObjectId>),
     SourceSynced(Source),
     WatchNextHops {
-        add: Vec<IpAddr>,
-        remove: Vec<IpAddr>,
+        add: Vec<Via>,
+        remove: Vec<Via>,
     },
     /// Looks at the reconciler and sends away what it saw.
     View(Box<dyn FnOnce(&Reconciler) + Send>),
@@ -83,11 +83,7 @@ impl Handle {
     }
 
     /// Each added address is reported once soon, and then on every change.
-    pub async fn watch_next_hops(
-        &self,
-        add: Vec<IpAddr>,
-        remove: Vec<IpAddr>,
-    ) -> Result<(), Stopped> {
+    pub async fn watch_next_hops(&self, add: Vec<Via>, remove: Vec<Via>) -> Result<(), Stopped> {
         self.send(Command::WatchNextHops { add, remove }).await
     }
 

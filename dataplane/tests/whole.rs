@@ -118,7 +118,7 @@ fn workload(id: &str, namespace: &Namespace, addresses: &[&str]) -> Object {
 fn learned(prefix: &str, next_hops: &[&str]) -> Object {
     Object::Route(LearnedRoute {
         prefix: net(prefix),
-        next_hops: next_hops.iter().map(|text| address(text)).collect(),
+        next_hops: next_hops.iter().map(|text| address(text).into()).collect(),
     })
 }
 

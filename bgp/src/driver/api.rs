@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::Arc,
     time::{Instant, SystemTime},
 };
@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
+    attributes::Via,
     policy::Policy,
     rib::{NextHopState, NotAdvertised, RouteChange},
     speaker::{
@@ -52,10 +53,7 @@ pub enum Update {
     Routes(Vec<RouteChange>),
     /// Addresses whose reachability matters from now on, and no longer. Answer with
     /// [`Handle::set_next_hops`]; an address counts as unreachable until then.
-    WatchNextHops {
-        add: Vec<IpAddr>,
-        remove: Vec<IpAddr>,
-    },
+    WatchNextHops { add: Vec<Via>, remove: Vec<Via> },
     /// These peers changed their state. [`Handle::peers`] tells more.
     Peers(Vec<PeerStatus>),
     /// Once: every peer has sent its whole table, or the deadline has passed. What was not
@@ -77,7 +75,7 @@ pub(super) enum Command {
     Originate(Vec<IpNet>),
     Withdraw(Vec<IpNet>),
     OriginationsSynced,
-    SetNextHops(Vec<(IpAddr, NextHopState)>),
+    SetNextHops(Vec<(Via, NextHopState)>),
     Peers(oneshot::Sender<Vec<PeerStatus>>),
     Routes(RouteQuery, oneshot::Sender<RoutePage>),
     Advertised(
@@ -137,7 +135,7 @@ impl Handle {
     }
 
     /// Tells about addresses that [`Update::WatchNextHops`] asked for.
-    pub async fn set_next_hops(&self, states: Vec<(IpAddr, NextHopState)>) {
+    pub async fn set_next_hops(&self, states: Vec<(Via, NextHopState)>) {
         for some in states.chunks(PREFIXES_PER_COMMAND) {
             self.send(Command::SetNextHops(some.to_vec())).await;
         }

@@ -168,6 +168,7 @@ fn next_hop(
     let passed_on = NextHop {
         address: received.address,
         link_local: None,
+        interface: 0,
     };
     let is_link_local =
         matches!(received.address, IpAddr::V6(address) if address.is_unicast_link_local());

@@ -15,7 +15,7 @@ use super::{
     types::{Ineligible, PeerKind, PeerRib, Role},
 };
 use crate::{
-    attributes::{Attributes, well_known},
+    attributes::{Attributes, NextHop, well_known},
     policy::{self, Policy, RouteFacts, Source},
     types::Asn,
 };
@@ -176,6 +176,26 @@ fn refuse(shared: &Shared, session: &PeerRib, attributes: &Attributes) -> Option
 /// What must not be believed from this kind of peer is taken out, what it implies put in. `None`
 /// when nothing changes.
 fn normalise(session: &PeerRib, attributes: &Attributes) -> Option<Attributes> {
+    // RFC 2545 §3: a link-local address is one of the link that both speakers are on. Where a
+    // global one stands beside it, that one is used on sessions between global addresses.
+    let is_link_local = |address: IpAddr| match address {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    let scoped = NextHop {
+        interface: session.interface,
+        ..attributes.next_hop
+    };
+    let wanted = is_link_local(scoped.address) || is_link_local(session.remote_address);
+    if !wanted || scoped.via().interface == 0 {
+        return normalise_external(session, attributes);
+    }
+    let mut changed = normalise_external(session, attributes).unwrap_or_else(|| attributes.clone());
+    changed.next_hop = scoped;
+    Some(changed)
+}
+
+fn normalise_external(session: &PeerRib, attributes: &Attributes) -> Option<Attributes> {
     if session.kind == PeerKind::Internal {
         return None;
     }

@@ -12,7 +12,7 @@ use super::{
     arena::{Arena, NONE},
     types::{NextHopState, NextHopWatch},
 };
-use crate::attributes::{Attributes, NextHop};
+use crate::attributes::{Attributes, NextHop, Via};
 
 type Hasher = foldhash::fast::RandomState;
 
@@ -180,7 +180,7 @@ struct NextHopEntry {
 #[derive(Debug, Default)]
 struct WatchedAddress {
     state: NextHopState,
-    /// One for each link-local address that came along with it.
+    /// One for each pair of global and link-local address that leads to it.
     entries: SmallVec<[u32; 1]>,
     /// What the outside was told to do.
     told: bool,
@@ -198,8 +198,8 @@ struct ForwardingSet {
 pub(super) struct NextHops {
     entries: Arena<NextHopEntry>,
     by_next_hop: HashMap<NextHop, u32, Hasher>,
-    addresses: HashMap<IpAddr, WatchedAddress, Hasher>,
-    watches: VecDeque<IpAddr>,
+    addresses: HashMap<Via, WatchedAddress, Hasher>,
+    watches: VecDeque<Via>,
     /// Whose state changed since `take_changed`.
     changed: Vec<u32>,
     sets: Arena<ForwardingSet>,
@@ -232,7 +232,7 @@ impl NextHops {
             self.entries[*id].references += 1;
             return *id;
         }
-        let address = self.addresses.entry(next_hop.address).or_default();
+        let address = self.addresses.entry(next_hop.via()).or_default();
         let state = address.state;
         let id = self.entries.insert(NextHopEntry {
             next_hop,
@@ -243,7 +243,7 @@ impl NextHops {
         address.entries.push(id);
         if !address.told && !address.queued {
             address.queued = true;
-            self.watches.push_back(next_hop.address);
+            self.watches.push_back(next_hop.via());
         }
         self.by_next_hop.insert(next_hop, id);
         id
@@ -260,12 +260,12 @@ impl NextHops {
         self.entries.remove(id);
         let address = self
             .addresses
-            .get_mut(&next_hop.address)
+            .get_mut(&next_hop.via())
             .expect("every entry has its address");
         address.entries.retain(|entry| *entry != id);
         if address.entries.is_empty() && !address.queued {
             address.queued = true;
-            self.watches.push_back(next_hop.address);
+            self.watches.push_back(next_hop.via());
         }
     }
 
@@ -291,8 +291,8 @@ impl NextHops {
     }
 
     /// Whether anything depends on the change.
-    pub(super) fn set_state(&mut self, address: IpAddr, state: NextHopState) -> bool {
-        let Some(watched) = self.addresses.get_mut(&address) else {
+    pub(super) fn set_state(&mut self, via: Via, state: NextHopState) -> bool {
+        let Some(watched) = self.addresses.get_mut(&via) else {
             return false;
         };
         if watched.state == state {

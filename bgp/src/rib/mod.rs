@@ -33,7 +33,7 @@ mod tests;
 mod types;
 mod view;
 
-use std::{net::IpAddr, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use ipnet::IpNet;
 
@@ -41,6 +41,7 @@ pub use decision::Step;
 pub use types::*;
 
 use crate::{
+    attributes::Via,
     message::{NlriList, Update},
     policy::Policy,
     types::{Family, PeerId},
@@ -248,8 +249,8 @@ impl Rib {
 
     /// What is known of a next hop; for those watched. Takes effect with the next `poll_change`,
     /// `poll_dirty_peer` or `pull`, so that many changes cost one walk over the table.
-    pub fn set_next_hop(&mut self, address: IpAddr, state: NextHopState) {
-        self.shared.next_hops.set_state(address, state);
+    pub fn set_next_hop(&mut self, via: impl Into<Via>, state: NextHopState) {
+        self.shared.next_hops.set_state(via.into(), state);
     }
 
     /// What depends on next hops and on what is originated, worked out before anybody looks.

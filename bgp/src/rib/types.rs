@@ -10,7 +10,7 @@ use std::{
 use ipnet::IpNet;
 
 use crate::{
-    attributes::{Attributes, NextHop, Origin, format_community},
+    attributes::{Attributes, NextHop, Origin, Via, format_community},
     message::Negotiated,
     policy::Policy,
     types::{Asn, Family, PeerId},
@@ -80,6 +80,9 @@ pub struct PeerRib {
     pub next_hop_self: [Option<NextHop>; 2],
     /// Use our own address towards this internal peer also for routes of others.
     pub always_next_hop_self: bool,
+    /// Index of the interface that the session runs over, when the peer is on its link; else 0.
+    /// Link-local next hops that the peer sends are meant on this link.
+    pub interface: u32,
     /// The subnet shared with this external peer: next hops inside are passed on unchanged
     /// (RFC 4271 §5.1.3, third party). `None`: always our own address.
     pub third_party_subnet: Option<IpNet>,
@@ -125,6 +128,7 @@ impl PeerRib {
             remote_address,
             next_hop_self,
             always_next_hop_self: false,
+            interface: 0,
             third_party_subnet: None,
             allow_own_as: 0,
             enforce_first_as: false,
@@ -176,8 +180,8 @@ pub enum NextHopState {
 /// Next hops the RIB wants to hear about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NextHopWatch {
-    Watch(IpAddr),
-    Unwatch(IpAddr),
+    Watch(Via),
+    Unwatch(Via),
 }
 
 /// A peer sent more prefixes than it may: Cease, Maximum Number of Prefixes Reached

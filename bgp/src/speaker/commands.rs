@@ -1,6 +1,6 @@
 //! What the program says to the speaker, and what it may look at.
 
-use std::{net::IpAddr, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use ipnet::IpNet;
 
@@ -12,6 +12,7 @@ use super::{
     sync::EndOfRib,
 };
 use crate::{
+    attributes::Via,
     message::Notification,
     policy::Policy,
     rib::{self, LocalRoute, NextHopState, NotAdvertised, Rib},
@@ -48,9 +49,10 @@ impl Speaker {
     }
 
     /// What is known of a next hop that was asked for.
-    pub fn set_next_hop(&mut self, address: IpAddr, state: NextHopState) {
-        self.unanswered.remove(&address);
-        self.rib.set_next_hop(address, state);
+    pub fn set_next_hop(&mut self, via: impl Into<Via>, state: NextHopState) {
+        let via = via.into();
+        self.unanswered.remove(&via);
+        self.rib.set_next_hop(via, state);
     }
 
     /// Adds a neighbour and starts its session.

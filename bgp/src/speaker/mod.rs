@@ -37,6 +37,7 @@ use self::{
     sync::{EndOfRib, FirstSync},
 };
 use crate::{
+    attributes::Via,
     message::Negotiated,
     rib::{Rib, RibConfig},
     session::{Action, ConnectionIds, Session},
@@ -110,7 +111,7 @@ pub struct Speaker {
     first_sync: FirstSync,
     end_of_rib: EndOfRib,
     /// Watched next hops of which nothing was said yet.
-    unanswered: HashSet<IpAddr>,
+    unanswered: HashSet<Via>,
 }
 
 #[derive(Debug)]

@@ -81,8 +81,8 @@ impl Speaker {
     pub fn poll_next_hop_watch(&mut self) -> Option<NextHopWatch> {
         let watch = self.rib.poll_next_hop_watch()?;
         match watch {
-            NextHopWatch::Watch(address) => self.unanswered.insert(address),
-            NextHopWatch::Unwatch(address) => self.unanswered.remove(&address),
+            NextHopWatch::Watch(via) => self.unanswered.insert(via),
+            NextHopWatch::Unwatch(via) => self.unanswered.remove(&via),
         };
         Some(watch)
     }

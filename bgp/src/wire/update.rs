@@ -400,6 +400,7 @@ fn v6_next_hop(bytes: &[u8]) -> Option<NextHop> {
         link_local => NextHop {
             address: IpAddr::V6(address),
             link_local,
+            interface: 0,
         },
     })
 }

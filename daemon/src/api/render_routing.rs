@@ -182,12 +182,6 @@ fn community(value: u32) -> String {
 pub fn route(table: RouteTable, route: &Route) -> v1::Route {
     let attributes = &route.attributes;
     let mut next_hops = vec![attributes.next_hop.address.to_string()];
-    next_hops.extend(
-        attributes
-            .next_hop
-            .link_local
-            .map(|address| address.to_string()),
-    );
     // A route of our own has no next hop until it is sent.
     if route.peer.is_none() && attributes.next_hop.address.is_unspecified() {
         next_hops.clear();
@@ -239,6 +233,12 @@ pub fn route(table: RouteTable, route: &Route) -> v1::Route {
         interfaces: Vec::new(),
         protocol: 0,
         metric: 0,
+        path_id: route.path_id,
+        next_hop_link_local: attributes
+            .next_hop
+            .link_local
+            .map(|address| address.to_string())
+            .unwrap_or_default(),
     }
 }
 

@@ -348,7 +348,7 @@ fn the_view_of_received_routes_names_policy_and_rule() {
         rib.update(now, PeerId(1), &update).unwrap();
     }
     rib.set_next_hop(
-        other.into(),
+        std::net::IpAddr::from(other),
         ::bgp::rib::NextHopState::Reachable { metric: 0 },
     );
     while rib.poll_change().is_some() {}

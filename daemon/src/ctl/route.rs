@@ -95,7 +95,7 @@ fn bgp_row(route: &Route) -> Vec<String> {
     vec![
         if route.best { "*" } else { " " }.to_owned(),
         route.prefix.clone(),
-        route.next_hops.join(","),
+        next_hop(route),
         if route.peer.is_empty() {
             "local".to_owned()
         } else {
@@ -108,6 +108,15 @@ fn bgp_row(route: &Route) -> Vec<String> {
         time::age(route.received_at.as_ref()),
         route.reason.clone(),
     ]
+}
+
+/// One hop: `2001:db8::1 (fe80::1)` where it has two addresses.
+fn next_hop(route: &Route) -> String {
+    let text = route.next_hops.join(",");
+    match route.next_hop_link_local.as_str() {
+        "" => text,
+        link_local => format!("{text} ({link_local})"),
+    }
 }
 
 fn kernel_row(route: &Route) -> Vec<String> {

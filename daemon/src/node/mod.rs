@@ -57,7 +57,7 @@ use std::{
 };
 
 use bgp::rib::RouteChange;
-use dataplane::desired::{Detail, Event, Failure, LearnedRoute, Object, ObjectId, Source};
+use dataplane::desired::{Detail, Event, Failure, LearnedRoute, Object, ObjectId, Source, Via};
 use ipnet::IpNet;
 
 pub use error::Error;
@@ -457,7 +457,7 @@ impl Node {
                 remove.push(ObjectId::Route(change.prefix));
                 continue;
             }
-            let mut next_hops: Vec<_> = change.next_hops.iter().map(|hop| hop.address).collect();
+            let mut next_hops: Vec<_> = change.next_hops.iter().map(via).collect();
             next_hops.sort_unstable();
             next_hops.dedup();
             set.push(Object::Route(LearnedRoute {
@@ -517,5 +517,14 @@ impl Node {
             caller,
             reply: Reply::Deleted(result),
         });
+    }
+}
+
+/// Where the speaker wants packets to go, as the dataplane is told.
+fn via(next_hop: &bgp::attributes::NextHop) -> Via {
+    let via = next_hop.via();
+    Via {
+        address: via.address,
+        interface: via.interface,
     }
 }

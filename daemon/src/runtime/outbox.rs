@@ -5,7 +5,7 @@
 //! takes no more commands and routes (but everything else), so the backlog is bounded by what one
 //! input can cause.
 
-use std::{collections::VecDeque, net::IpAddr};
+use std::collections::VecDeque;
 
 use bgp::rib::NextHopState;
 use dataplane::desired::{Object, ObjectId, Source};
@@ -88,8 +88,8 @@ pub(super) enum ToDataplane {
     Remove(Vec<ObjectId>),
     Synced(Source),
     WatchNextHops {
-        add: Vec<IpAddr>,
-        remove: Vec<IpAddr>,
+        add: Vec<dataplane::desired::Via>,
+        remove: Vec<dataplane::desired::Via>,
     },
 }
 
@@ -119,7 +119,7 @@ pub(super) enum ToSpeaker {
     Originate(Vec<IpNet>),
     Withdraw(Vec<IpNet>),
     OriginationsSynced,
-    NextHops(Vec<(IpAddr, NextHopState)>),
+    NextHops(Vec<(bgp::attributes::Via, NextHopState)>),
 }
 
 impl Merge for ToSpeaker {

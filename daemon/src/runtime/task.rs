@@ -349,8 +349,8 @@ impl Task {
         let mut next_hops = Vec::new();
         for event in events {
             match event {
-                Event::NextHop { address, state } => {
-                    next_hops.push((address, next_hop_state(state)));
+                Event::NextHop { via, state } => {
+                    next_hops.push((speaker_via(via), next_hop_state(state)));
                 }
                 Event::Repaired { id, what } => {
                     tracing::warn!(?id, %what, "changed by others, put back");
@@ -382,6 +382,8 @@ impl Task {
                 self.node.handle_routes(changes);
             }
             Update::WatchNextHops { add, remove } => {
+                let add = add.into_iter().map(dataplane_via).collect();
+                let remove = remove.into_iter().map(dataplane_via).collect();
                 self.to_dataplane
                     .put(ToDataplane::WatchNextHops { add, remove });
             }
@@ -481,6 +483,20 @@ impl Task {
         if self.node.awaits_advertisement() {
             self.ask_advertised();
         }
+    }
+}
+
+fn speaker_via(via: dataplane::desired::Via) -> bgp::attributes::Via {
+    bgp::attributes::Via {
+        address: via.address,
+        interface: via.interface,
+    }
+}
+
+fn dataplane_via(via: bgp::attributes::Via) -> dataplane::desired::Via {
+    dataplane::desired::Via {
+        address: via.address,
+        interface: via.interface,
     }
 }
 

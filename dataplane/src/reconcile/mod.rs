@@ -44,7 +44,7 @@ use self::{
 
 pub use self::view::{Hop, KernelRoute, Lookup, NextHopView, ObjectStatus, Status};
 use crate::{
-    desired::{Event, Failure, Object, ObjectId, Source},
+    desired::{Event, Failure, Object, ObjectId, Source, Via},
     kernel::{
         Address, Change, Link, NextHop, Op, OpError, OpResult, PROTOCOL_AGENTD_BGP, Place, Query,
         Snapshot,
@@ -302,7 +302,7 @@ impl Reconciler {
         }
     }
 
-    fn set_route(&mut self, prefix: IpNet, next_hops: &[IpAddr]) {
+    fn set_route(&mut self, prefix: IpNet, next_hops: &[Via]) {
         if next_hops.is_empty() {
             self.remove_route(prefix);
             return;
@@ -442,14 +442,14 @@ impl Reconciler {
     }
 
     /// Asks for [`Event::NextHop`] about an address: once soon, then at every change.
-    pub fn watch_next_hop(&mut self, now: Instant, address: IpAddr) {
+    pub fn watch_next_hop(&mut self, now: Instant, via: impl Into<Via>) {
         self.now = now;
-        self.watch(address);
+        self.watch(via.into());
     }
 
-    pub fn unwatch_next_hop(&mut self, now: Instant, address: IpAddr) {
+    pub fn unwatch_next_hop(&mut self, now: Instant, via: impl Into<Via>) {
         self.now = now;
-        self.unwatch(address);
+        self.unwatch(via.into());
     }
 
     /// The answer to an [`Output::Query`]. An interrupted dump (NLM_F_DUMP_INTR) is the error EINTR.

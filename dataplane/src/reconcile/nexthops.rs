@@ -8,8 +8,6 @@
 //! Ids are taken from a private range. After a restart the objects are known by their content: a set
 //! takes over the object that its first route points to when that has the content that it would get.
 
-use std::net::IpAddr;
-
 use hashbrown::{HashMap, HashSet};
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +18,7 @@ use super::{
     table::{Code, Hash, NONE, SPOILT},
 };
 use crate::{
-    desired::{Event, NextHopState},
+    desired::{Event, NextHopState, Via},
     kernel::{NextHop, NextHopKind, PROTOCOL_AGENTD_BGP, Target},
 };
 
@@ -29,7 +27,7 @@ const FIRST_ID: u32 = 0x4100_0000;
 /// Ids end below this.
 const LAST_ID: u32 = 0x4200_0000;
 
-pub(super) type Members = SmallVec<[IpAddr; 1]>;
+pub(super) type Members = SmallVec<[Via; 1]>;
 
 #[derive(Debug, Default)]
 pub(super) struct NextHopEntry {
@@ -51,13 +49,13 @@ struct Set {
 
 #[derive(Clone, Copy, Debug)]
 enum Owner {
-    Single(IpAddr),
+    Single(Via),
     Group,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct NextHops {
-    pub(super) hops: BTreeMap<IpAddr, NextHopEntry>,
+    pub(super) hops: BTreeMap<Via, NextHopEntry>,
     /// By the id of their object.
     sets: HashMap<u32, Set, Hash>,
     set_ids: HashMap<Members, u32, Hash>,
@@ -79,7 +77,7 @@ pub(super) struct NextHops {
 impl Reconciler {
     /// Counts one more route with these next hops, and returns the id of their object. `hint` is
     /// what the route points to in the kernel now.
-    pub(super) fn use_set(&mut self, members: &[IpAddr], hint: Code) -> u32 {
+    pub(super) fn use_set(&mut self, members: &[Via], hint: Code) -> u32 {
         let members: Members = members.into();
         if let Some(id) = self.next_hops.set_ids.get(&members) {
             let id = *id;
@@ -152,7 +150,7 @@ impl Reconciler {
         }
     }
 
-    fn use_next_hop(&mut self, address: IpAddr, hints: &[u32]) -> u32 {
+    fn use_next_hop(&mut self, address: Via, hints: &[u32]) -> u32 {
         if !self.next_hops.hops.contains_key(&address) {
             let resolved = self.resolve(address);
             let entry = NextHopEntry {
@@ -214,7 +212,7 @@ impl Reconciler {
         }
     }
 
-    fn group_of(&self, members: &[IpAddr]) -> Option<NextHopKind> {
+    fn group_of(&self, members: &[Via]) -> Option<NextHopKind> {
         let mut ids: Vec<(u32, u16)> = members
             .iter()
             .filter_map(|member| self.next_hops.hops.get(member))
@@ -253,7 +251,7 @@ impl Reconciler {
         if !std::mem::take(&mut self.resolve_dirty) {
             return;
         }
-        let addresses: Vec<IpAddr> = self.next_hops.hops.keys().copied().collect();
+        let addresses: Vec<Via> = self.next_hops.hops.keys().copied().collect();
         for address in addresses {
             let resolved = self.resolve(address);
             let Some(hop) = self.next_hops.hops.get_mut(&address) else {
@@ -280,25 +278,25 @@ impl Reconciler {
         }
     }
 
-    fn tell_next_hop(&mut self, address: IpAddr) {
-        let Some(hop) = self.next_hops.hops.get_mut(&address) else {
+    fn tell_next_hop(&mut self, via: Via) {
+        let Some(hop) = self.next_hops.hops.get_mut(&via) else {
             return;
         };
         let state = state_of(hop.resolved);
         if hop.watched && hop.told != Some(state) {
             hop.told = Some(state);
-            self.events.push_back(Event::NextHop { address, state });
+            self.events.push_back(Event::NextHop { via, state });
         }
     }
 
-    pub(super) fn watch(&mut self, address: IpAddr) {
+    pub(super) fn watch(&mut self, address: Via) {
         let hop = self.next_hops.hops.entry(address).or_default();
         hop.watched = true;
         hop.told = None;
         self.resolve_dirty = true;
     }
 
-    pub(super) fn unwatch(&mut self, address: IpAddr) {
+    pub(super) fn unwatch(&mut self, address: Via) {
         if let Some(hop) = self.next_hops.hops.get_mut(&address) {
             hop.watched = false;
             if hop.users == 0 {
@@ -309,7 +307,13 @@ impl Reconciler {
 
     /// A route to this prefix changed: does it matter to any next hop?
     pub(super) fn note_underlay_route(&mut self, prefix: &ipnet::IpNet) {
-        if !self.resolve_dirty && self.next_hops.hops.keys().any(|hop| prefix.contains(hop)) {
+        if !self.resolve_dirty
+            && self
+                .next_hops
+                .hops
+                .keys()
+                .any(|hop| prefix.contains(&hop.address))
+        {
             self.resolve_dirty = true;
         }
         if prefix.prefix_len() == 0 {
@@ -435,8 +439,8 @@ impl Reconciler {
         self.next_hops
             .hops
             .iter()
-            .map(|(address, hop)| NextHopView {
-                address: *address,
+            .map(|(via, hop)| NextHopView {
+                address: via.address,
                 state: state_of(hop.resolved),
                 hop: hop.resolved.and_then(|resolved| {
                     let target = Target::Gateways(vec![resolved.gateway]);

@@ -7,7 +7,7 @@
 //! interface, so there is nothing to recurse into. A candidate whose interface is down or without
 //! carrier is passed over for the next one (higher metric, then shorter prefix).
 //!
-//! Link-local next hops are not resolved: nothing says on which link they are meant.
+//! A link-local next hop is on the link that its interface names; without one it is not resolved.
 
 use std::net::IpAddr;
 
@@ -17,7 +17,7 @@ use super::{
     values::single,
 };
 use crate::{
-    desired::NextHopState,
+    desired::{NextHopState, Via},
     kernel::{Gateway, Link, NextHopKind, Route, Target},
 };
 
@@ -46,13 +46,29 @@ impl Reconciler {
             .any(|own| own.net.addr() == address)
     }
 
-    pub(super) fn resolve(&self, address: IpAddr) -> Option<Resolved> {
+    /// A link-local address is ours on one link and may be somebody else's on another.
+    fn is_local_on(&self, address: IpAddr, interface: u32) -> bool {
+        match interface {
+            0 => self.is_local(address),
+            index => self
+                .addresses
+                .get(&index)
+                .is_some_and(|of_link| of_link.iter().any(|own| own.net.addr() == address)),
+        }
+    }
+
+    pub(super) fn resolve(&self, via: Via) -> Option<Resolved> {
+        let Via { address, interface } = via;
         let link_local = match address {
             IpAddr::V4(v4) => v4.is_link_local(),
             IpAddr::V6(v6) => v6.is_unicast_link_local(),
         };
-        if link_local || address.is_unspecified() || self.is_local(address) {
+        if address.is_unspecified() || self.is_local_on(address, interface) {
             return None;
+        }
+        if link_local {
+            // The same address may stand on every link.
+            return self.usable(address, None, interface, 0, false);
         }
         for prefix in self.table.covering(address) {
             let seen = self.table.get(&prefix).seen;

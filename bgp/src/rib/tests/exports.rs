@@ -223,6 +223,7 @@ fn our_own_route_carries_the_address_of_the_session() {
     let both = NextHop {
         address: ip("2001:db8::1"),
         link_local: Some("fe80::1".parse().unwrap()),
+        interface: 0,
     };
     target.next_hop_self[1] = Some(both);
     let got = sent(config(), None, target, "2001:db8:1::/64").expect("sent");

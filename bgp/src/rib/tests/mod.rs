@@ -190,13 +190,15 @@ impl Fixture {
             while let Some(watch) = self.rib.poll_next_hop_watch() {
                 quiet = false;
                 match watch {
-                    NextHopWatch::Watch(address) => {
+                    NextHopWatch::Watch(via) => {
+                        let address = via.address;
                         assert!(self.watched.insert(address), "{address} watched twice");
                         let state = self.metrics.get(&address).copied();
                         let state = state.unwrap_or(NextHopState::Reachable { metric: 0 });
-                        self.rib.set_next_hop(address, state);
+                        self.rib.set_next_hop(via, state);
                     }
-                    NextHopWatch::Unwatch(address) => {
+                    NextHopWatch::Unwatch(via) => {
+                        let address = via.address;
                         assert!(self.watched.remove(&address), "{address} was not watched");
                     }
                 }

@@ -89,6 +89,7 @@ fn an_ipv6_route_with_a_link_local_next_hop() {
         next_hop: NextHop {
             address: "fd00::105".parse().unwrap(),
             link_local: Some("fe80::1".parse().unwrap()),
+            interface: 0,
         },
         ..basic()
     };

@@ -55,6 +55,7 @@ fn next_hop(family: Family) -> BoxedStrategy<NextHop> {
                 address: IpAddr::V6(Ipv6Addr::from_bits(0xfd << 120 | u128::from(low))),
                 link_local: link_local
                     .map(|low| Ipv6Addr::from_bits(0xfe80 << 112 | u128::from(low))),
+                interface: 0,
             })
             .boxed(),
     }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
-    desired::NextHopState,
-    kernel::{LinkChange, NextHopKind},
+    desired::{NextHopState, Via},
+    kernel::{Gateway, LinkChange, NextHopKind},
 };
 
 fn gateway_of(world: &World, prefix: &str) -> Option<IpAddr> {
@@ -141,13 +141,13 @@ fn routes_come_back_after_the_link_was_down() {
         .reconciler
         .watch_next_hop(world.now, ip("192.168.1.11"));
     world.run();
-    let address = ip("192.168.1.11");
+    let via = ip("192.168.1.11").into();
     let reachable = NextHopState::Reachable { metric: 0 };
     let unreachable = NextHopState::Unreachable;
     assert_eq!(
         world.take_events().last(),
         Some(&Event::NextHop {
-            address,
+            via,
             state: reachable
         })
     );
@@ -162,7 +162,7 @@ fn routes_come_back_after_the_link_was_down() {
     world.edit(set(false));
     assert!(world.route("10.1.0.0/24").is_none());
     assert!(world.events.contains(&Event::NextHop {
-        address,
+        via,
         state: unreachable
     }));
     let id = ObjectId::Route(net("10.1.0.0/24"));
@@ -181,7 +181,7 @@ fn routes_come_back_after_the_link_was_down() {
     assert_eq!(gateway_of(&world, "10.1.0.0/24"), Some(ip("192.168.1.11")));
     assert_eq!(group_of(&world, "10.2.0.0/24"), 2);
     assert!(world.events.contains(&Event::NextHop {
-        address,
+        via,
         state: reachable
     }));
 }
@@ -201,11 +201,11 @@ fn loss_of_carrier_makes_next_hops_unreachable() {
 #[test]
 fn an_unresolvable_next_hop_is_told_and_taken_up_later() {
     let mut world = World::new(kernel());
-    let address = ip("fd00:9::1");
-    world.reconciler.watch_next_hop(world.now, address);
+    let via = ip("fd00:9::1").into();
+    world.reconciler.watch_next_hop(world.now, via);
     world.set(learned("fd00:5::/64", &["fd00:9::1"]));
     let state = NextHopState::Unreachable;
-    assert!(world.events.contains(&Event::NextHop { address, state }));
+    assert!(world.events.contains(&Event::NextHop { via, state }));
     assert!(world.route("fd00:5::/64").is_none());
     let mut route = foreign_via("fd00:9::/64", "fd00:1::2");
     route.metric = 77;
@@ -213,7 +213,7 @@ fn an_unresolvable_next_hop_is_told_and_taken_up_later() {
     world.edit(Op::AddRoute { place, route });
     assert_eq!(gateway_of(&world, "fd00:5::/64"), Some(ip("fd00:1::2")));
     let state = NextHopState::Reachable { metric: 77 };
-    assert!(world.events.contains(&Event::NextHop { address, state }));
+    assert!(world.events.contains(&Event::NextHop { via, state }));
 }
 
 #[test]
@@ -288,4 +288,62 @@ fn views_page_in_order_and_look_up_by_longest_match() {
     assert_eq!(hops[0].gateway, Some(ip("192.168.1.11")));
     assert_eq!(look("8.8.8.8").route.unwrap().prefix, net("0.0.0.0/0"));
     assert!(look("192.168.1.10").local);
+}
+
+/// The gateway and the interface of the one next hop of a route.
+fn hop_of(world: &World, prefix: &str) -> Gateway {
+    let Some(Target::NextHop { id }) = world.route(prefix).map(|route| &route.target) else {
+        panic!("not by a nexthop object");
+    };
+    match &world.kernel.host.next_hops[id].kind {
+        NextHopKind::Gateway(gateway) => *gateway,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn ipv4_and_ipv6_prefixes_share_the_object_of_an_ipv6_next_hop() {
+    // RFC 8950
+    let mut world = World::new(kernel());
+    world.set(learned("10.1.0.0/24", &["fd00:1::11"]));
+    world.set(learned("fd00:5::/64", &["fd00:1::11"]));
+    assert_eq!(gateway_of(&world, "10.1.0.0/24"), Some(ip("fd00:1::11")));
+    assert_eq!(gateway_of(&world, "fd00:5::/64"), Some(ip("fd00:1::11")));
+    assert_eq!(world.kernel.host.next_hops.len(), 1);
+}
+
+#[test]
+fn a_link_local_next_hop_needs_its_interface_and_follows_its_state() {
+    const OTHER: u32 = 5;
+    let mut kernel = kernel();
+    kernel.host.links.insert(OTHER, plain_link(OTHER, "eth1"));
+    // Our own address on one link is a neighbour's on another.
+    kernel.add_host_address(UNDERLAY, net("fe80::1/64"));
+    let mut world = World::new(kernel);
+    let on = |interface| Via {
+        address: ip("fe80::1"),
+        interface,
+    };
+    let route = |prefix: &str, interface| {
+        Object::Route(LearnedRoute {
+            prefix: net(prefix),
+            next_hops: vec![on(interface)],
+        })
+    };
+    world.reconciler.watch_next_hop(world.now, on(OTHER));
+    world.set(route("10.1.0.0/24", OTHER));
+    world.set(route("10.2.0.0/24", UNDERLAY));
+    world.set(route("10.3.0.0/24", 0));
+    let hop = hop_of(&world, "10.1.0.0/24");
+    assert_eq!((hop.address, hop.index), (Some(ip("fe80::1")), OTHER));
+    assert!(world.route("10.2.0.0/24").is_none(), "it is our own");
+    assert!(world.route("10.3.0.0/24").is_none(), "on which link?");
+    world.take_events();
+    world.kernel.set_carrier(OTHER, false);
+    world.run();
+    assert!(world.events.contains(&Event::NextHop {
+        via: on(OTHER),
+        state: NextHopState::Unreachable
+    }));
+    assert!(world.kernel.host.next_hops.is_empty());
 }

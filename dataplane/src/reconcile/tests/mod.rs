@@ -92,7 +92,7 @@ pub(super) fn workload(id: &str, space: u64, addresses: &[&str]) -> Object {
 pub(super) fn learned(prefix: &str, next_hops: &[&str]) -> Object {
     Object::Route(LearnedRoute {
         prefix: net(prefix),
-        next_hops: next_hops.iter().map(|a| ip(a)).collect(),
+        next_hops: next_hops.iter().map(|a| ip(a).into()).collect(),
     })
 }
 

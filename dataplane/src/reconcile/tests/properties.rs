@@ -113,14 +113,15 @@ impl Chaos {
             }
             _ => {
                 let prefix = net(PREFIXES[self.rng.usize(..PREFIXES.len() - 1)]);
-                let mut next_hops: Vec<IpAddr> = (0..=self.rng.usize(..2))
+                let mut next_hops: Vec<crate::desired::Via> = (0..=self.rng.usize(..2))
                     .map(|_| ip(NEXT_HOPS[self.rng.usize(..NEXT_HOPS.len())]))
                     .filter(|hop| prefix.addr().is_ipv4() || hop.is_ipv6())
+                    .map(Into::into)
                     .collect();
                 next_hops.sort_unstable();
                 next_hops.dedup();
                 if next_hops.is_empty() {
-                    next_hops.push(ip("fd00:1::11"));
+                    next_hops.push(ip("fd00:1::11").into());
                 }
                 Object::Route(LearnedRoute { prefix, next_hops })
             }
