@@ -110,6 +110,7 @@ pub(super) fn attributes(
             }
             out.originator_id = None;
             out.cluster_list.clear();
+            remove_non_transitive_communities(&mut out);
             if to.remove_private_as {
                 out.as_path.remove_leading_private();
             }
@@ -139,6 +140,28 @@ pub(super) fn attributes(
     }
     mark_for_customers(to, to.local_as, &mut out);
     Some(out)
+}
+
+/// The type code of the attribute whose communities are 20 octets long (RFC 5701).
+const IPV6_EXTENDED_COMMUNITIES: u8 = 25;
+
+/// RFC 4360 §6, RFC 5701 §2: extended communities that are not transitive end at the border of the
+/// AS. Those of a policy come later: it may well address the neighbour.
+fn remove_non_transitive_communities(out: &mut Attributes) {
+    const NON_TRANSITIVE: u8 = 0x40;
+    out.extended_communities
+        .retain(|[kind, ..]| kind & NON_TRANSITIVE == 0);
+    out.unknown.retain_mut(|attribute| {
+        if attribute.code != IPV6_EXTENDED_COMMUNITIES {
+            return true;
+        }
+        let is_kept = |community: &&[u8]| community[0] & NON_TRANSITIVE == 0;
+        if attribute.value.chunks_exact(20).any(|c| !is_kept(&c)) {
+            let kept: Vec<&[u8]> = attribute.value.chunks_exact(20).filter(is_kept).collect();
+            attribute.value = kept.concat().into();
+        }
+        !attribute.value.is_empty()
+    });
 }
 
 /// RFC 9234 §5, egress.

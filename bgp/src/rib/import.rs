@@ -86,6 +86,9 @@ impl Import {
         if let Some(why) = self.refused {
             return (NO_ATTRIBUTES, Verdict::ineligible(why));
         }
+        if !may_be_unicast(prefix) {
+            return (NO_ATTRIBUTES, Verdict::ineligible(Ineligible::NotUnicast));
+        }
         let attributes = &shared.attributes.get(self.base).attributes;
         let facts = RouteFacts {
             prefix,
@@ -171,6 +174,29 @@ fn refuse(shared: &Shared, session: &PeerRib, attributes: &Attributes) -> Option
                 .is_some_and(|own| IpAddr::V6(own) == next_hop.address)
     });
     ours.then_some(Ineligible::NextHopIsOurs)
+}
+
+/// RFC 4271 §6.3: a prefix that is semantically wrong, such as one of multicast, is ignored. These
+/// lie in 0/8 (the default route and its halves do not), loopback, multicast, class E, and what
+/// IPv6 has in their place; link-local addresses are nobody's business beyond their link.
+fn may_be_unicast(prefix: &IpNet) -> bool {
+    match prefix {
+        IpNet::V4(net) => match net.addr().octets() {
+            [0, ..] => net.prefix_len() < 8,
+            [127, ..] => net.prefix_len() < 8,
+            [169, 254, ..] => net.prefix_len() < 16,
+            [224..=255, ..] => net.prefix_len() < 3,
+            _ => true,
+        },
+        IpNet::V6(net) => {
+            let address = net.addr();
+            let length = net.prefix_len();
+            !(address.is_multicast() && length >= 8
+                || address.is_unicast_link_local() && length >= 10
+                || address.is_loopback() && length == 128
+                || address.is_unspecified() && length == 128)
+        }
+    }
 }
 
 /// What must not be believed from this kind of peer is taken out, what it implies put in. `None`

@@ -70,9 +70,10 @@ impl Verdict {
 
     /// `Ok`: the policy rule; `Err`: why the path was refused before policy.
     pub(super) fn explain(self) -> Result<Option<usize>, Ineligible> {
-        const REASONS: [Ineligible; 7] = [
+        const REASONS: [Ineligible; 8] = [
             Ineligible::NextHopUnreachable,
             Ineligible::NextHopIsOurs,
+            Ineligible::NotUnicast,
             Ineligible::AsLoop,
             Ineligible::FirstAsMismatch,
             Ineligible::OriginatorIsUs,

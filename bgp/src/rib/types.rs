@@ -282,6 +282,8 @@ pub enum Ineligible {
     NextHopUnreachable,
     /// The next hop is an address of our own.
     NextHopIsOurs,
+    /// The prefix holds no address of a host (RFC 4271 §6.3).
+    NotUnicast,
     /// Our AS stands in the path (RFC 4271 §9.1.2).
     AsLoop,
     FirstAsMismatch,
@@ -297,6 +299,7 @@ impl fmt::Display for Ineligible {
         f.write_str(match self {
             Self::NextHopUnreachable => "next hop unreachable",
             Self::NextHopIsOurs => "next hop is an address of our own",
+            Self::NotUnicast => "the prefix holds no unicast addresses",
             Self::AsLoop => "our AS is in the AS path",
             Self::FirstAsMismatch => "the AS path does not begin with the AS of the peer",
             Self::OriginatorIsUs => "ORIGINATOR_ID is our router id",

@@ -211,6 +211,26 @@ impl RawPeer {
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
     }
 
+    /// Says that nothing more follows, and goes on reading.
+    pub fn close_sending(&self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Write);
+    }
+
+    /// Ends the connection with a RST.
+    pub fn reset(self) -> Result<()> {
+        let at_once = nix::libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
+        nix::sys::socket::setsockopt(&self.stream, nix::sys::socket::sockopt::Linger, &at_once)?;
+        Ok(())
+    }
+
+    /// Whether the speaker has sent something that was not read yet.
+    pub fn buffered(&self) -> usize {
+        self.buffer.len()
+    }
+
     pub fn local_port(&self) -> Result<u16> {
         Ok(self.stream.local_addr()?.port())
     }

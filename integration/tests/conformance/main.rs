@@ -13,6 +13,8 @@ mod handshake;
 mod prefixes;
 mod propagation;
 mod restart;
+mod rules;
 mod selection;
 mod sessions;
+mod transport;
 mod world;

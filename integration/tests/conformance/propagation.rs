@@ -10,14 +10,14 @@ use super::world::{self, ASN, Cases, World, address};
 const PREFIX: &str = "10.30.0.0/16";
 
 /// One sender and several who look on.
-struct Stage {
-    sender: RawPeer,
-    observers: Vec<(u8, RawPeer)>,
+pub(super) struct Stage {
+    pub(super) sender: RawPeer,
+    pub(super) observers: Vec<(u8, RawPeer)>,
     count: u16,
 }
 
 impl Stage {
-    fn new(world: &World, sender: u8, observers: &[u8]) -> Result<Self> {
+    pub(super) fn new(world: &World, sender: u8, observers: &[u8]) -> Result<Self> {
         Ok(Self {
             sender: world.peer(sender)?,
             observers: observers
@@ -30,7 +30,7 @@ impl Stage {
 
     /// Announces the prefix and returns how each observer has it. A second, plain prefix says when
     /// everything has arrived; it is sent `mark`ed as its sender may.
-    fn send(&mut self, attributes: &[u8], mark: &[u8]) -> Result<Vec<Option<Route>>> {
+    pub(super) fn send(&mut self, attributes: &[u8], mark: &[u8]) -> Result<Vec<Option<Route>>> {
         let mut out = Vec::new();
         self.sender
             .send(&raw::update(&raw::nlri(PREFIX), &[], &[]))?;
@@ -47,7 +47,7 @@ impl Stage {
         Ok(out)
     }
 
-    fn mark(&mut self, attributes: &[u8]) -> Result<()> {
+    pub(super) fn mark(&mut self, attributes: &[u8]) -> Result<()> {
         self.count += 1;
         let [high, low] = self.count.to_be_bytes();
         let marker = format!("10.254.{high}.{low}/32");
@@ -61,7 +61,7 @@ impl Stage {
         Ok(())
     }
 
-    fn close(self) {
+    pub(super) fn close(self) {
         self.sender.close();
         for (_, observer) in &self.observers {
             observer.close();
@@ -69,7 +69,7 @@ impl Stage {
     }
 }
 
-fn with_value(route: Option<&Route>, code: u8, flags: u8, value: &[u8]) -> Result<()> {
+pub(super) fn with_value(route: Option<&Route>, code: u8, flags: u8, value: &[u8]) -> Result<()> {
     let found = route.context("no route")?.get(code);
     let wanted = Attribute {
         flags,
@@ -83,13 +83,13 @@ fn with_value(route: Option<&Route>, code: u8, flags: u8, value: &[u8]) -> Resul
     Ok(())
 }
 
-fn without(route: Option<&Route>, code: u8) -> Result<()> {
+pub(super) fn without(route: Option<&Route>, code: u8) -> Result<()> {
     let found = route.context("no route")?.get(code);
     ensure!(found.is_none(), "attribute {code}: {found:02x?}");
     Ok(())
 }
 
-fn path(asns: &[u32]) -> Vec<u8> {
+pub(super) fn path(asns: &[u32]) -> Vec<u8> {
     raw::segment(2, asns)
 }
 

@@ -411,3 +411,82 @@ fn numbers_for_private_use_are_removed_up_to_the_first_other_one() {
         }
     }
 }
+
+#[test]
+fn extended_communities_that_are_not_transitive_stay_inside_the_as() {
+    // RFC 4360 §6, RFC 5701 §2
+    let (session, mut from) = source(Kind::Internal).unwrap();
+    let (keeps, stays) = (
+        [0x00, 2, 0xfd, 0xe9, 0, 0, 0, 1],
+        [0x43, 0, 0, 0, 0, 0, 0, 1],
+    );
+    from.extended_communities = vec![stays, keeps, stays];
+    let long = |kind: u8| {
+        let mut community = vec![0; 20];
+        community[0] = kind;
+        community
+    };
+    from.unknown = vec![crate::attributes::UnknownAttribute {
+        flags: 0xc0,
+        code: 25,
+        value: [long(0), long(0x40)].concat().into(),
+    }];
+    let outside = sent(
+        config(),
+        Some((session.clone(), from.clone())),
+        peer(Kind::External, 90),
+        PREFIX,
+    )
+    .unwrap();
+    assert_eq!(outside.extended_communities, [keeps]);
+    assert_eq!(*outside.unknown[0].value, *long(0));
+    let inside = sent(
+        config(),
+        Some((session.clone(), from.clone())),
+        peer(Kind::Client, 90),
+        PREFIX,
+    )
+    .unwrap();
+    assert_eq!(inside.extended_communities, [stays, keeps, stays]);
+    assert_eq!(inside.unknown[0].value.len(), 40);
+    // Nothing left: no attribute.
+    from.unknown[0].value = long(0x40).into();
+    let outside = sent(
+        config(),
+        Some((session, from)),
+        peer(Kind::External, 90),
+        PREFIX,
+    );
+    assert!(outside.unwrap().unknown.is_empty());
+}
+
+#[test]
+fn prefixes_that_hold_no_unicast_addresses_are_ignored() {
+    // RFC 4271 §6.3
+    for (prefix, usable) in [
+        ("0.0.0.0/0", true),
+        ("0.0.0.0/1", true),
+        ("0.0.0.0/8", false),
+        ("0.1.2.0/24", false),
+        ("1.0.0.0/8", true),
+        ("126.0.0.0/7", true),
+        ("127.0.0.0/8", false),
+        ("127.0.0.1/32", false),
+        ("169.254.1.0/24", false),
+        ("169.253.0.0/16", true),
+        ("223.255.255.0/24", true),
+        ("224.0.0.0/4", false),
+        ("239.1.2.3/32", false),
+        ("240.0.0.0/4", false),
+        ("255.255.255.255/32", false),
+        ("192.0.0.0/2", true),
+    ] {
+        let got = sent(
+            config(),
+            source(Kind::External),
+            peer(Kind::Internal, 90),
+            prefix,
+        );
+        assert_eq!(got.is_some(), usable, "{prefix}");
+    }
+}
