@@ -82,6 +82,7 @@ fn workload(number: u64) -> Object {
             IpAddr::V6(Ipv6Addr::from((0xfd00 << 112) + u128::from(number))),
         ],
         mtu: None,
+        access: Default::default(),
     }))
 }
 

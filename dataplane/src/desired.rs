@@ -76,6 +76,68 @@ pub struct Workload {
     pub addresses: Vec<IpAddr>,
     /// Bytes; `None` follows the underlay.
     pub mtu: Option<u32>,
+    pub access: Access,
+}
+
+/// What a workload may do besides using its own addresses, and how it is reached besides by them.
+/// For most it is empty, and then no filter element is written for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    pub ports: Vec<PublishedPort>,
+    /// Source addresses beside its own that it may send from.
+    pub allowed: Vec<IpNet>,
+}
+
+/// A port of the node that leads to a workload: to its address of the same family, or of both when
+/// no host address is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PublishedPort {
+    pub protocol: Protocol,
+    /// `None`: every address of the node.
+    pub host_address: Option<IpAddr>,
+    /// Not 0.
+    pub host_port: u16,
+    /// Not 0.
+    pub container_port: u16,
+}
+
+/// Protocols with ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+impl Protocol {
+    /// As assigned by IANA.
+    pub fn number(self) -> u8 {
+        match self {
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+            Protocol::Sctp => 132,
+        }
+    }
+}
+
+impl std::fmt::Display for Protocol {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+            Protocol::Sctp => "sctp",
+        })
+    }
+}
+
+/// What the node's filter table is made of besides the workloads' [`Access`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FilterSettings {
+    /// Where workloads are: what goes there is not masqueraded. All pools, and the subnets of
+    /// bridges.
+    pub inside: Vec<IpNet>,
+    /// Sources that are masqueraded towards everything else.
+    pub masquerade: Vec<IpNet>,
 }
 
 /// A network namespace, by path and by identity: a path such as `/proc/PID/ns/net` may name another
@@ -215,6 +277,12 @@ pub enum Event {
     NextHop { via: Via, state: NextHopState },
     /// MTU that workloads without one of their own get, when it becomes known or changes.
     Mtu(u32),
+    /// The nftables table stands as wanted, for the first time or after a failure.
+    FilterProgrammed,
+    /// Somebody changed or deleted something of the nftables table, and it was put back.
+    FilterRepaired { what: String },
+    /// The nftables table cannot be brought to what is wanted now. Retried with back-off.
+    FilterFailed(Failure),
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

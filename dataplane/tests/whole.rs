@@ -112,6 +112,7 @@ fn workload(id: &str, namespace: &Namespace, addresses: &[&str]) -> Object {
         interface: "eth0".to_owned(),
         addresses: addresses.iter().map(|text| address(text)).collect(),
         mtu: None,
+        access: Default::default(),
     }))
 }
 

@@ -426,7 +426,12 @@ impl Node {
                 ObjectId::Blackhole(cidr) => self.blackhole_removed(cidr),
                 ObjectId::Route(_) | ObjectId::Tunnels => {}
             },
-            Event::Repaired { .. } | Event::NextHop { .. } | Event::Mtu(_) => {}
+            Event::Repaired { .. }
+            | Event::NextHop { .. }
+            | Event::Mtu(_)
+            | Event::FilterProgrammed
+            | Event::FilterRepaired { .. }
+            | Event::FilterFailed(_) => {}
         }
         self.follow_blocks();
         self.check_ready();

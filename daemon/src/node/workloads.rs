@@ -17,6 +17,7 @@ impl Workload {
                 interface: self.spec.interface.as_str().to_owned(),
                 addresses: self.addresses.iter().map(|a| a.address).collect(),
                 mtu: self.spec.mtu.map(|mtu| mtu.get()),
+                access: desired::Access::default(),
             }
             .into(),
         )

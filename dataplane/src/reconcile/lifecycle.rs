@@ -141,6 +141,7 @@ impl Reconciler {
         }
         let only_mtu = Workload {
             mtu: spec.mtu,
+            access: spec.access.clone(),
             ..(*state.spec).clone()
         } == *spec;
         if only_mtu {

@@ -86,6 +86,7 @@ pub(super) fn workload(id: &str, space: u64, addresses: &[&str]) -> Object {
         interface: "eth0".to_owned(),
         addresses: addresses.iter().map(|a| ip(a)).collect(),
         mtu: None,
+        access: Default::default(),
     }))
 }
 
