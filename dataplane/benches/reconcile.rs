@@ -10,7 +10,7 @@ use std::{
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use dataplane::{
-    desired::{LearnedRoute, Object, ObjectId, Workload},
+    desired::{Attachment, Inside, LearnedRoute, Object, ObjectId, Workload},
     fake::{FakeKernel, netns, plain_link},
     reconcile::{Config, Output, Reconciler},
 };
@@ -75,8 +75,10 @@ fn with_routes() -> (Reconciler, FakeKernel) {
 fn workload(number: u64) -> Object {
     Object::Workload(Arc::new(Workload {
         id: format!("workload-{number}").into(),
-        netns: netns(number),
-        interface: "eth0".to_owned(),
+        attachment: Attachment::Routed(Inside {
+            netns: netns(number),
+            interface: "eth0".to_owned(),
+        }),
         addresses: vec![
             IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + number as u32)),
             IpAddr::V6(Ipv6Addr::from((0xfd00 << 112) + u128::from(number))),

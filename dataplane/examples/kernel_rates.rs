@@ -449,6 +449,7 @@ fn attach(number: u32, netns: &Netns) -> Vec<Op> {
         peer_name: "eth0".to_owned(),
         peer_index: 2,
         peer_mac,
+        master: None,
     }))];
     for (key, value) in [
         ("ipv4/conf/NAME/proxy_arp", "1"),

@@ -16,7 +16,7 @@ use ipnet::IpNet;
 pub enum Source {
     /// Blackhole routes of own blocks.
     Block,
-    /// Links, addresses, neighbours and host routes of workloads.
+    /// Links, addresses, neighbours and host routes of workloads, and bridges.
     Workload,
     /// Learned routes and their nexthop objects.
     Bgp,
@@ -30,6 +30,8 @@ pub enum Object {
     /// `blackhole PREFIX proto agentd`. Not wanted for blocks of one address.
     Blackhole(IpNet),
     Workload(Arc<Workload>),
+    /// To be set before the workloads on it.
+    Bridge(Arc<Bridge>),
     Route(LearnedRoute),
     Tunnels(Tunnels),
 }
@@ -38,6 +40,8 @@ pub enum Object {
 pub enum ObjectId {
     Blackhole(IpNet),
     Workload(Arc<str>),
+    /// By name.
+    Bridge(Arc<str>),
     Route(IpNet),
     /// There is one such object.
     Tunnels,
@@ -48,6 +52,7 @@ impl Object {
         match self {
             Object::Blackhole(prefix) => ObjectId::Blackhole(*prefix),
             Object::Workload(workload) => ObjectId::Workload(workload.id.clone()),
+            Object::Bridge(bridge) => ObjectId::Bridge(bridge.name.clone()),
             Object::Route(route) => ObjectId::Route(route.prefix),
             Object::Tunnels(_) => ObjectId::Tunnels,
         }
@@ -58,25 +63,89 @@ impl ObjectId {
     pub fn source(&self) -> Source {
         match self {
             ObjectId::Blackhole(_) => Source::Block,
-            ObjectId::Workload(_) => Source::Workload,
+            ObjectId::Workload(_) | ObjectId::Bridge(_) => Source::Workload,
             ObjectId::Route(_) => Source::Bgp,
             ObjectId::Tunnels => Source::Tunnel,
         }
     }
 }
 
-/// A routed workload: a veth pair, of which one end stands in the workload's namespace.
+/// What is connected, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
     pub id: Arc<str>,
-    pub netns: Netns,
-    /// Inside the namespace.
-    pub interface: String,
-    /// At most one of each family.
+    pub attachment: Attachment,
+    /// At most one of each family; none with [`Attachment::Loopback`].
     pub addresses: Vec<IpAddr>,
-    /// Bytes; `None` follows the underlay.
+    /// Bytes; `None` follows the underlay, or the bridge.
     pub mtu: Option<u32>,
     pub access: Access,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Attachment {
+    /// A veth pair, of which one end stands in the workload's namespace; host routes lead there.
+    Routed(Inside),
+    /// A tap device in the host's namespace, for a virtual machine; host routes lead there.
+    Tap(Tap),
+    /// A veth pair, of which one end stands in the workload's namespace and the other is a port of
+    /// a [`Bridge`].
+    Bridged { inside: Inside, bridge: Arc<str> },
+    /// Nothing but `lo` in a namespace of its own, which is set up.
+    Loopback(Netns),
+}
+
+/// An interface in a namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inside {
+    pub netns: Netns,
+    pub interface: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tap {
+    /// `None`: derived from the id, as that of a veth.
+    pub name: Option<String>,
+    /// Who may open it besides those with CAP_NET_ADMIN.
+    pub owner: Option<u32>,
+    pub group: Option<u32>,
+    /// IFF_MULTI_QUEUE.
+    pub multi_queue: bool,
+    /// Of the guest: then its neighbour entries on the host are permanent.
+    pub mac: Option<[u8; 6]>,
+}
+
+/// A bridge of the host's namespace that workloads join. The host's addresses on it are their
+/// gateways.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bridge {
+    /// Of the device, too.
+    pub name: Arc<str>,
+    /// With the prefix length of the subnet, such as 172.30.0.1/24; at most one of each family.
+    pub gateways: Vec<IpNet>,
+    /// Bytes; `None` follows the underlay.
+    pub mtu: Option<u32>,
+}
+
+impl Workload {
+    /// The namespace it stands in, besides the host's.
+    pub fn netns(&self) -> Option<&Netns> {
+        match &self.attachment {
+            Attachment::Routed(inside) | Attachment::Bridged { inside, .. } => Some(&inside.netns),
+            Attachment::Loopback(netns) => Some(netns),
+            Attachment::Tap(_) => None,
+        }
+    }
+
+    /// Its interface there.
+    pub fn interface(&self) -> Option<&str> {
+        match &self.attachment {
+            Attachment::Routed(inside) | Attachment::Bridged { inside, .. } => {
+                Some(&inside.interface)
+            }
+            Attachment::Tap(_) | Attachment::Loopback(_) => None,
+        }
+    }
 }
 
 /// What a workload may do besides using its own addresses, and how it is reached besides by them.

@@ -23,7 +23,9 @@ pub const ALIAS_PREFIX: &str = "agentd:";
 pub const TUNNEL_PREFIX: &str = "agentd.";
 /// Interface alias of tunnel devices.
 pub const TUNNEL_ALIAS: &str = "agentd:tunnel";
-/// MAC address of every host veth.
+/// Aliases of bridges: this and the name.
+pub const BRIDGE_ALIAS_PREFIX: &str = "agentd-bridge:";
+/// MAC address of every host veth and tap device, but of ports of bridges.
 pub const HOST_MAC: [u8; 6] = [0xee; 6];
 /// IPv4 gateway of every workload.
 pub const GATEWAY_V4: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 1, 1);
@@ -54,6 +56,13 @@ pub enum Op {
     /// the parameters are taken, with EOPNOTSUPP when the kernel does not know that kind, and then
     /// nothing is left.
     CreateTunnel(Box<CreateTunnel>),
+    /// A persistent tap device in the host's namespace, set up as the host's end of a veth is.
+    /// Fails with EEXIST or EBUSY when its name or index is taken, and then nothing is left. A
+    /// device that is not complete never outlives the agent.
+    CreateTap(Box<CreateTap>),
+    /// A bridge in the host's namespace, up, without automatic link-local address. Fails with
+    /// EEXIST when its name or index is taken.
+    CreateBridge(Box<CreateBridge>),
     /// RTM_SETLINK: only what is `Some` is changed.
     SetLink {
         place: Place,
@@ -124,6 +133,29 @@ pub struct CreateVeth {
     pub peer_name: String,
     pub peer_index: u32,
     pub peer_mac: [u8; 6],
+    /// Index of the bridge that the host's end is a port of.
+    pub master: Option<u32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreateTap {
+    pub name: String,
+    pub index: u32,
+    pub alias: String,
+    pub mac: [u8; 6],
+    pub mtu: u32,
+    pub owner: Option<u32>,
+    pub group: Option<u32>,
+    pub multi_queue: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreateBridge {
+    pub name: String,
+    pub index: u32,
+    pub alias: String,
+    pub mac: [u8; 6],
+    pub mtu: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,6 +192,10 @@ pub struct LinkChange {
     pub mtu: Option<u32>,
     pub mac: Option<[u8; 6]>,
     pub alias: Option<String>,
+    /// 0: of no other.
+    pub master: Option<u32>,
+    /// Older kernels refuse that while the link is up.
+    pub name: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -185,6 +221,9 @@ pub struct Link {
 pub enum LinkKind {
     Loopback,
     Veth,
+    /// A tun device of either mode.
+    Tap,
+    Bridge,
     Other(String),
 }
 

@@ -14,7 +14,7 @@ use std::{
 
 use common::{Workload as Namespace, eventually, ip, on_a_host};
 use dataplane::{
-    desired::{Event, LearnedRoute, Object, ObjectId, Source, Workload},
+    desired::{Attachment, Event, Inside, LearnedRoute, Object, ObjectId, Source, Workload},
     reconcile::Config,
     runtime::{self, Events, Handle},
 };
@@ -108,8 +108,10 @@ fn underlay() {
 fn workload(id: &str, namespace: &Namespace, addresses: &[&str]) -> Object {
     Object::Workload(Arc::new(Workload {
         id: id.into(),
-        netns: namespace.netns(),
-        interface: "eth0".to_owned(),
+        attachment: Attachment::Routed(Inside {
+            netns: namespace.netns(),
+            interface: "eth0".to_owned(),
+        }),
         addresses: addresses.iter().map(|text| address(text)).collect(),
         mtu: None,
         access: Default::default(),

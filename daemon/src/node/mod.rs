@@ -414,17 +414,17 @@ impl Node {
             Event::Programmed { id, detail } => match id {
                 ObjectId::Workload(id) => self.workload_programmed(&id, detail),
                 ObjectId::Blackhole(cidr) => self.blackhole_programmed(cidr),
-                ObjectId::Route(_) | ObjectId::Tunnels => {}
+                ObjectId::Route(_) | ObjectId::Bridge(_) | ObjectId::Tunnels => {}
             },
             Event::Failed { id, error } => match id {
                 ObjectId::Workload(id) => self.workload_failed(&id, error),
                 ObjectId::Blackhole(cidr) => self.blackhole_failed(cidr, error),
-                ObjectId::Route(_) | ObjectId::Tunnels => {}
+                ObjectId::Route(_) | ObjectId::Bridge(_) | ObjectId::Tunnels => {}
             },
             Event::Removed { id } => match id {
                 ObjectId::Workload(id) => self.workload_removed(now, &id),
                 ObjectId::Blackhole(cidr) => self.blackhole_removed(cidr),
-                ObjectId::Route(_) | ObjectId::Tunnels => {}
+                ObjectId::Route(_) | ObjectId::Bridge(_) | ObjectId::Tunnels => {}
             },
             Event::Repaired { .. }
             | Event::NextHop { .. }

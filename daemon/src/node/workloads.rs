@@ -13,8 +13,10 @@ impl Workload {
         Object::Workload(
             desired::Workload {
                 id: id.shared(),
-                netns: self.spec.netns.clone(),
-                interface: self.spec.interface.as_str().to_owned(),
+                attachment: desired::Attachment::Routed(desired::Inside {
+                    netns: self.spec.netns.clone(),
+                    interface: self.spec.interface.as_str().to_owned(),
+                }),
                 addresses: self.addresses.iter().map(|a| a.address).collect(),
                 mtu: self.spec.mtu.map(|mtu| mtu.get()),
                 access: desired::Access::default(),

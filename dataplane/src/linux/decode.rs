@@ -136,6 +136,8 @@ pub(super) fn link(payload: &[u8]) -> Option<Link> {
                     if let LinkInfo::Kind(kind) = item {
                         link.kind = match kind {
                             InfoKind::Veth => LinkKind::Veth,
+                            InfoKind::Tun => LinkKind::Tap,
+                            InfoKind::Bridge => LinkKind::Bridge,
                             other => LinkKind::Other(other.to_string()),
                         };
                     }

@@ -19,6 +19,8 @@ pub(super) fn describe(op: &Op) -> String {
             "stop sending frames of interface {} to {}",
             entry.index, entry.remote
         ),
+        Op::CreateTap(tap) => format!("create tap device {}", tap.name),
+        Op::CreateBridge(bridge) => format!("create bridge {}", bridge.name),
         Op::SetLink { place, link } => format!("change interface {}{}", link.index, at(place)),
         Op::DeleteLinks(links) => match links.as_slice() {
             [only] => format!("delete interface {only}"),

@@ -11,8 +11,8 @@ use netlink_packet_core::Emitable;
 use netlink_packet_route::link::LinkMessage;
 
 use crate::kernel::{
-    Address, CreateTunnel, FdbEntry, Gateway, Neighbour, NextHop, NextHopKind, Route, Target,
-    Tunnel,
+    Address, CreateTunnel, FdbEntry, GATEWAY_V4, Gateway, Neighbour, NextHop, NextHopKind, Route,
+    Target, Tunnel,
 };
 
 pub(super) const NLM_F_REQUEST: u16 = 0x01;
@@ -129,6 +129,7 @@ pub(super) const TABLE_MAIN: u32 = 254;
 const TABLE_COMPAT: u8 = 252;
 pub(super) const SCOPE_UNIVERSE: u8 = 0;
 pub(super) const SCOPE_LINK: u8 = 253;
+const SCOPE_HOST: u8 = 254;
 const SCOPE_NOWHERE: u8 = 255;
 /// RTN_*.
 pub(super) mod route_type {
@@ -515,6 +516,10 @@ impl Encoder {
         }
         if matches!(address.net.addr(), IpAddr::V6(address) if address.is_unicast_link_local()) {
             header[3] = SCOPE_LINK;
+        }
+        // Answers ARP, but is no source of the host's own packets.
+        if address.net.addr() == IpAddr::V4(GATEWAY_V4) {
+            header[3] = SCOPE_HOST;
         }
         header[4..8].copy_from_slice(&address.index.to_ne_bytes());
         self.begin(kind, flags, sequence, &header);

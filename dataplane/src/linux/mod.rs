@@ -16,6 +16,7 @@
 //!   two sockets do. Some effects of own operations are still heard, because the kernel does not say
 //!   who caused them (a carrier that comes up, RTM_NEWNETCONF after a sysctl).
 
+mod create;
 mod decode;
 mod describe;
 mod encode;
@@ -26,6 +27,7 @@ mod pipe;
 mod read;
 mod socket;
 mod sysctl;
+mod tap;
 #[cfg(test)]
 mod tests;
 mod write;

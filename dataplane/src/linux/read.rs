@@ -21,8 +21,8 @@ use super::{
 use crate::{
     desired::Netns,
     kernel::{
-        FdbEntry, INTERFACE_PREFIX, Op, OpError, PROTOCOL_AGENTD, Place, Query, Route, Snapshot,
-        TUNNEL_PREFIX, Target, Tunnel,
+        ALIAS_PREFIX, FdbEntry, INTERFACE_PREFIX, Op, OpError, PROTOCOL_AGENTD, Place, Query,
+        Route, Snapshot, TUNNEL_PREFIX, Target, Tunnel,
     },
 };
 
@@ -199,9 +199,11 @@ impl<'a> Reading<'a> {
             .links
             .iter()
             .filter(|link| {
+                let alias = link.alias.as_deref().unwrap_or_default();
                 !host
                     || link.name.starts_with(INTERFACE_PREFIX)
                     || link.name.starts_with(TUNNEL_PREFIX)
+                    || alias.starts_with(ALIAS_PREFIX)
             })
             .map(|link| link.index)
             .collect();

@@ -10,12 +10,12 @@ use std::{fs::File, io, sync::Arc};
 use hashbrown::{HashMap, HashSet};
 use indexmap::IndexMap;
 use ipnet::IpNet;
-use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
-use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth};
+use netlink_packet_route::link::LinkMessage;
+use rtnetlink::LinkUnspec;
 
 use super::{
-    Namespaces, decode,
-    encode::{AF_INET, AF_INET6, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, attribute, kind},
+    Namespaces,
+    encode::{AF_INET, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, attribute, kind},
     group,
     netns::{self, Home},
     pipe::{Answers, Pipe},
@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     desired::Netns,
-    kernel::{CreateTunnel, CreateVeth, LinkChange, Op, OpResult, Place, Target},
+    kernel::{LinkChange, Op, OpResult, Place, Target},
 };
 
 /// Deletes of IPv4 routes are shuffled from this number on.
@@ -44,12 +44,12 @@ pub(super) struct Writer {
 
 /// What the operations of a batch have to know of each other.
 #[derive(Debug, Default)]
-struct Links<'a> {
+pub(super) struct Links<'a> {
     /// Links that could not be made. What is to be done with them is not tried: a foreign link may
     /// stand under that index.
-    missing: HashSet<(Option<&'a Netns>, u32)>,
+    pub(super) missing: HashSet<(Option<&'a Netns>, u32)>,
     /// Index of links made on the host, by name.
-    made: HashMap<&'a str, u32>,
+    pub(super) made: HashMap<&'a str, u32>,
 }
 
 impl Writer {
@@ -154,12 +154,12 @@ impl Writer {
 }
 
 /// Operations on one place.
-struct Run<'r, 'a> {
-    socket: &'r Socket,
-    pipe: &'r mut Pipe,
-    answers: &'r mut Answers<'a>,
-    links: &'r mut Links<'a>,
-    namespaces: &'r Namespaces,
+pub(super) struct Run<'r, 'a> {
+    pub(super) socket: &'r Socket,
+    pub(super) pipe: &'r mut Pipe,
+    pub(super) answers: &'r mut Answers<'a>,
+    pub(super) links: &'r mut Links<'a>,
+    pub(super) namespaces: &'r Namespaces,
 }
 
 impl<'a> Run<'_, 'a> {
@@ -169,7 +169,15 @@ impl<'a> Run<'_, 'a> {
         while let Some(&index) = list.get(position) {
             position += match ops.get(index) {
                 Some(Op::CreateVeth(veth)) => {
-                    self.create(index, veth, files);
+                    self.create_veth(index, veth, files);
+                    1
+                }
+                Some(Op::CreateTap(tap)) => {
+                    self.create_tap(index, tap);
+                    1
+                }
+                Some(Op::CreateBridge(bridge)) => {
+                    self.create_bridge(index, bridge);
                     1
                 }
                 Some(Op::CreateTunnel(tunnel)) => {
@@ -209,102 +217,13 @@ impl<'a> Run<'_, 'a> {
         self.flush();
     }
 
-    fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         self.pipe.flush(self.socket, self.answers, |_, _| {});
     }
 
-    fn send_link(&mut self, index: usize, kind: u16, flags: u16, link: &LinkMessage) {
+    pub(super) fn send_link(&mut self, index: usize, kind: u16, flags: u16, link: &LinkMessage) {
         let sequence = self.pipe.next(index);
         self.pipe.encoder.link(kind, flags, sequence, link);
-    }
-
-    /// Makes the pair. Later operations of the batch use it, so its fate is learned at once.
-    fn create(&mut self, index: usize, veth: &'a CreateVeth, files: &mut HashMap<&'a Netns, File>) {
-        self.flush();
-        let file = match files.remove(&veth.peer_netns) {
-            Some(file) => Ok(file),
-            None => netns::open(&veth.peer_netns),
-        };
-        match file {
-            Ok(file) => {
-                self.send_link(
-                    index,
-                    kind::NEW_LINK,
-                    NLM_F_CREATE | NLM_F_EXCL,
-                    &veth_message(veth, &file),
-                );
-                self.flush();
-                if self.answers.is_ok(index) {
-                    self.finish_link(index, veth.index, &veth.alias);
-                    self.learn_nsid(index, &file, &veth.peer_netns);
-                }
-                files.insert(&veth.peer_netns, file);
-            }
-            Err(error) => self.answers.fail_io(index, &error),
-        }
-        if self.answers.is_ok(index) {
-            self.links.made.insert(&veth.name, veth.index);
-        } else {
-            self.links.missing.insert((None, veth.index));
-            self.links
-                .missing
-                .insert((Some(&veth.peer_netns), veth.peer_index));
-        }
-    }
-
-    /// Later operations of the batch use the device, so its fate is learned at once.
-    fn create_tunnel(&mut self, index: usize, tunnel: &'a CreateTunnel) {
-        self.flush();
-        let sequence = self.pipe.next(index);
-        let flags = NLM_F_CREATE | NLM_F_EXCL;
-        self.pipe.encoder.tunnel(flags, sequence, tunnel);
-        self.flush();
-        if self.answers.is_ok(index) {
-            self.finish_link(index, tunnel.index, &tunnel.alias);
-            let up = LinkUnspec::new_with_index(tunnel.index).up().build();
-            self.send_link(index, kind::SET_LINK, 0, &up);
-            self.flush();
-        }
-        if self.answers.is_ok(index) {
-            self.links.made.insert(&tunnel.name, tunnel.index);
-        } else {
-            self.links.missing.insert((None, tunnel.index));
-        }
-    }
-
-    /// What RTM_NEWLINK ignores while it makes a link.
-    fn finish_link(&mut self, index: usize, link: u32, alias: &str) {
-        let message = LinkUnspec::new_with_index(link).alias(alias).build();
-        self.send_link(index, kind::SET_LINK, 0, &message);
-        // No link-local address by itself. The link (or its peer) is not up yet, so none was made
-        // until now. A kernel without IPv6 does not know this, and makes none.
-        let sequence = self.pipe.next_tolerant(index, libc::EAFNOSUPPORT);
-        let encoder = &mut self.pipe.encoder;
-        encoder.begin_link(kind::SET_LINK, 0, sequence, link);
-        let specification = encoder.begin_nest(attribute::IFLA_AF_SPEC);
-        let family = encoder.begin_nest(u16::from(AF_INET6));
-        const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
-        encoder.attribute(
-            attribute::IFLA_INET6_ADDR_GEN_MODE,
-            &[IN6_ADDR_GEN_MODE_NONE],
-        );
-        encoder.end_nest(family);
-        encoder.end_nest(specification);
-        encoder.end();
-    }
-
-    /// The number by which the listener hears of that namespace.
-    fn learn_nsid(&mut self, index: usize, file: &File, netns: &Netns) {
-        let sequence = self.pipe.next(index);
-        self.pipe.encoder.get_nsid(sequence, file);
-        let namespaces = self.namespaces;
-        self.pipe.flush(self.socket, self.answers, |_, message| {
-            if message.kind == kind::NEW_NSID
-                && let Some(nsid) = decode::nsid(message.payload)
-            {
-                namespaces.learn(nsid, netns);
-            }
-        });
     }
 
     /// Handles the operation at `position` and possibly some after it; returns how many.
@@ -374,6 +293,8 @@ impl<'a> Run<'_, 'a> {
             }
             Op::DeleteFdb(entry) => encoder.fdb(kind::DELETE_NEIGHBOUR, 0, sequence, entry),
             Op::CreateVeth(_)
+            | Op::CreateTap(_)
+            | Op::CreateBridge(_)
             | Op::CreateTunnel(_)
             | Op::DeleteLinks(_)
             | Op::WriteSysctl { .. } => {}
@@ -493,6 +414,8 @@ fn place_of(op: &Op) -> &Place {
         | Op::DeleteNeighbour { place, .. }
         | Op::WriteSysctl { place, .. } => place,
         Op::CreateVeth(_)
+        | Op::CreateTap(_)
+        | Op::CreateBridge(_)
         | Op::CreateTunnel(_)
         | Op::ReplaceFdb(_)
         | Op::DeleteFdb(_)
@@ -520,29 +443,6 @@ fn link_of(op: &Op) -> Option<u32> {
     }
 }
 
-/// Both ends in one message, the peer directly in its namespace: moving it there later would wait
-/// for an RCU grace period, some 20 ms. One queue each: more serve XDP only, and cost time.
-fn veth_message(veth: &CreateVeth, netns: &File) -> LinkMessage {
-    use std::os::fd::AsRawFd;
-    let peer = LinkUnspec::new_with_index(veth.peer_index)
-        .name(veth.peer_name.as_str())
-        .mtu(veth.mtu)
-        .address(veth.peer_mac.to_vec())
-        .setns_by_fd(netns.as_raw_fd())
-        .append_extra_attribute(LinkAttribute::NumTxQueues(1))
-        .append_extra_attribute(LinkAttribute::NumRxQueues(1))
-        .build();
-    LinkMessageBuilder::<LinkVeth>::new(&veth.name, &veth.peer_name)
-        .index(veth.index)
-        .mtu(veth.mtu)
-        .address(veth.mac.to_vec())
-        .up()
-        .append_extra_attribute(LinkAttribute::NumTxQueues(1))
-        .append_extra_attribute(LinkAttribute::NumRxQueues(1))
-        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
-        .build()
-}
-
 fn link_message(change: &LinkChange) -> LinkMessage {
     let mut link = LinkUnspec::new_with_index(change.index);
     match change.up {
@@ -558,6 +458,14 @@ fn link_message(change: &LinkChange) -> LinkMessage {
     }
     if let Some(alias) = &change.alias {
         link = link.alias(alias.as_str());
+    }
+    match change.master {
+        Some(0) => link = link.nocontroller(),
+        Some(master) => link = link.controller(master),
+        None => {}
+    }
+    if let Some(name) = &change.name {
+        link = link.name(name.as_str());
     }
     link.build()
 }

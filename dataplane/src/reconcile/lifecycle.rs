@@ -1,4 +1,4 @@
-//! The way of one workload from wanted to programmed, and away again.
+//! The way of one workload, or bridge, from wanted to programmed, and away again.
 //!
 //! ```text
 //!            set                      nothing to do
@@ -12,19 +12,19 @@
 //!
 //! `Read` compares both ends with what is wanted and is the only way to `Idle`: what is reported as
 //! programmed was read back. An error of a write is kept, and counts only if reading shows that
-//! something is missing indeed.
+//! something is missing indeed. What has no link of its own starts with `Read`.
 
 use std::sync::Arc;
 
 use super::{
     Reconciler,
+    attach::{Difference, Spec, Want, object_id},
     table::LINK,
     values::{host_interface, is_link_of, single},
-    workload::{Difference, Want},
 };
 use crate::{
-    desired::{Detail, Event, FailureKind, ObjectId, Workload},
-    kernel::{OpError, Snapshot},
+    desired::{Detail, Event, FailureKind},
+    kernel::{LinkChange, Op, OpError, Place, Snapshot},
 };
 
 /// Times that a workload is written without being right afterwards before it waits.
@@ -34,13 +34,11 @@ const MAX_INDEXES: u8 = 4;
 
 #[derive(Debug)]
 pub(super) struct State {
-    pub(super) spec: Arc<Workload>,
+    pub(super) spec: Spec,
     pub(super) stage: Stage,
     /// Of the host's end and of the workload's; 0: there is no link yet.
     pub(super) index: u32,
     pub(super) peer: u32,
-    /// Name of the workload's end, as last seen.
-    pub(super) inside_name: String,
     /// Something happened while it was being written or read.
     pub(super) again: bool,
     told: Option<Detail>,
@@ -66,7 +64,7 @@ impl State {
 #[derive(Debug, Default)]
 pub(super) struct Removal {
     /// Wanted under the same id, once the old one is gone.
-    pub(super) next: Option<Arc<Workload>>,
+    pub(super) next: Option<Spec>,
     /// Nobody asked for the removal: the wanted object changed too much to be altered.
     pub(super) silent: bool,
 }
@@ -86,6 +84,8 @@ pub(super) enum Stage {
     Backoff,
     /// Until the link of its predecessor is deleted.
     AwaitReap,
+    /// Until the bridge it is on stands.
+    AwaitBridge,
 }
 
 /// What a round read of a workload.
@@ -96,16 +96,19 @@ pub(super) struct Reading {
 }
 
 impl Reconciler {
-    pub(super) fn add_workload(&mut self, spec: Arc<Workload>) {
-        let id = spec.id.clone();
-        for address in &spec.addresses {
+    pub(super) fn add_workload(&mut self, spec: Spec) {
+        let id = spec.key();
+        for address in spec.routed() {
             self.host_routes.insert(single(*address), id.clone());
         }
-        self.by_host_name.insert(host_interface(&id), id.clone());
-        let inode = (spec.netns.device, spec.netns.inode);
-        self.by_netns.entry(inode).or_default().push(id.clone());
+        if let Some(name) = spec.host_name() {
+            self.by_host_name.insert(name, id.clone());
+        }
+        if let Some(netns) = spec.netns() {
+            let inode = (netns.device, netns.inode);
+            self.by_netns.entry(inode).or_default().push(id.clone());
+        }
         let state = State {
-            inside_name: spec.interface.clone(),
             spec,
             stage: Stage::Create,
             index: 0,
@@ -120,11 +123,12 @@ impl Reconciler {
             removal: None,
         };
         self.workloads.insert(id.clone(), state);
-        self.to_write.push_back(id);
+        self.enter(&id);
     }
 
-    pub(super) fn set_workload(&mut self, spec: Arc<Workload>) {
-        let Some(state) = self.workloads.get_mut(&spec.id) else {
+    pub(super) fn set_workload(&mut self, spec: Spec) {
+        let id = spec.key();
+        let Some(state) = self.workloads.get_mut(&id) else {
             self.add_workload(spec);
             return;
         };
@@ -134,22 +138,15 @@ impl Reconciler {
         }
         if state.spec == spec {
             if let (Stage::Idle, Some(detail)) = (&state.stage, state.told.clone()) {
-                let id = ObjectId::Workload(spec.id.clone());
+                let id = object_id(&id);
                 self.events.push_back(Event::Programmed { id, detail });
             }
             return;
         }
-        let only_mtu = Workload {
-            mtu: spec.mtu,
-            access: spec.access.clone(),
-            ..(*state.spec).clone()
-        } == *spec;
-        if only_mtu {
-            let id = spec.id.clone();
+        if state.spec.differs_in_place(&spec) {
             state.spec = spec;
             self.read_again(&id, false);
         } else {
-            let id = spec.id.clone();
             state.removal = Some(Removal {
                 next: Some(spec),
                 silent: true,
@@ -181,7 +178,7 @@ impl Reconciler {
             self.unroute_link(index);
             self.reap_later(index);
         }
-        let id = ObjectId::Workload(id.clone());
+        let id = object_id(id);
         self.events.push_back(Event::Removed { id });
     }
 
@@ -205,12 +202,15 @@ impl Reconciler {
         self.deletes.extend(prefixes);
     }
 
-    pub(super) fn want<'a>(&self, state: &'a State) -> Want<'a> {
+    pub(super) fn want<'a>(&'a self, state: &'a State) -> Want<'a> {
+        let bridge = self.bridge_of(&state.spec);
         Want {
-            mtu: state.spec.mtu.unwrap_or(self.mtu),
-            workload: &state.spec,
+            mtu: self.mtu_of(&state.spec),
+            spec: &state.spec,
             index: state.index,
             peer_index: state.peer,
+            bridge: bridge.map(|(bridge, _)| bridge),
+            master: bridge.and_then(|(_, index)| index),
         }
     }
 
@@ -243,7 +243,7 @@ impl Reconciler {
         if state.removal.is_some() {
             state.stage = Stage::Unroute;
             self.to_write.push_back(id.clone());
-        } else if state.index != 0 {
+        } else if state.index != 0 || state.spec.host_name().is_none() {
             state.stage = Stage::Read { verify: false };
             self.to_read.push_back(id.clone());
         } else {
@@ -261,14 +261,15 @@ impl Reconciler {
             Stage::Create | Stage::Write(_) | Stage::Unroute | Stage::Unlink => {
                 self.to_write.push_back(id.clone());
             }
-            Stage::Idle | Stage::Busy | Stage::Backoff | Stage::AwaitReap => {}
+            Stage::Idle | Stage::Busy | Stage::Backoff | Stage::AwaitReap | Stage::AwaitBridge => {}
         }
         state.stage = stage;
     }
 
     pub(super) fn fail_workload(&mut self, id: &Arc<str>, kind: FailureKind, text: String) {
-        self.fail(ObjectId::Workload(id.clone()), kind, text);
+        self.fail(object_id(id), kind, text);
         self.stage(id, Stage::Backoff);
+        self.bridge_failed(id);
     }
 
     pub(super) fn fail_workload_by(&mut self, id: &Arc<str>, place: &str, error: &OpError) {
@@ -305,6 +306,11 @@ impl Reconciler {
             None => Snapshot::default(),
         };
         let (index, known_peer) = (state.index, state.peer);
+        let has_peer = state.spec.interface().is_some();
+        let Some(host_name) = state.spec.host_name() else {
+            self.compare(id, &Snapshot::default(), &inside);
+            return;
+        };
         if index == 0 {
             self.evaluate_without_link(id, &inside);
             return;
@@ -330,35 +336,51 @@ impl Reconciler {
             return;
         };
         self.note_link(link.clone());
-        let peer = link.peer_index.unwrap_or(known_peer);
-        let Some(inside_link) = inside.links.iter().find(|link| link.index == peer) else {
+        let peer = match has_peer {
+            true => link.peer_index.unwrap_or(known_peer),
+            false => 0,
+        };
+        if has_peer && !inside.links.iter().any(|link| link.index == peer) {
             // The namespace is another one than that in which the link was made.
             if let Some(state) = self.workloads.get_mut(id) {
                 state.repaired.push("link, which led elsewhere".to_owned());
             }
             self.stage(id, Stage::Unlink);
             return;
-        };
-        if link.name != host_interface(id) {
-            if let Some(state) = self.workloads.get_mut(id) {
-                state.repaired.push("link, which was renamed".to_owned());
-            }
-            self.stage(id, Stage::Unlink);
+        }
+        self.bind(id, index, peer);
+        if link.name != host_name {
+            self.rename(id, host_name);
             return;
         }
-        let name = inside_link.name.clone();
-        self.bind(id, index, peer);
-        self.compare(id, name, &host, &inside);
+        self.compare(id, &host, &inside);
     }
 
-    fn compare(&mut self, id: &Arc<str>, name: String, host: &Snapshot, inside: &Snapshot) {
+    /// Gives the link its name back; where that fails, as it does on older kernels while a link is
+    /// up, it is made anew.
+    fn rename(&mut self, id: &Arc<str>, name: String) {
         let Some(state) = self.workloads.get_mut(id) else {
             return;
         };
-        if state.inside_name != name {
-            // Its sysctls were read under the old name.
-            state.inside_name = name;
-            self.stage(id, Stage::Read { verify: false });
+        state.repaired.push("link, which was renamed".to_owned());
+        state.tries += 1;
+        if state.tries > 1 {
+            self.stage(id, Stage::Unlink);
+            return;
+        }
+        let mut difference = Difference::default();
+        let link = LinkChange {
+            index: state.index,
+            name: Some(name),
+            ..LinkChange::default()
+        };
+        let place = Place::Host;
+        difference.host.push(Op::SetLink { place, link });
+        self.stage(id, Stage::Write(Box::new(difference)));
+    }
+
+    fn compare(&mut self, id: &Arc<str>, host: &Snapshot, inside: &Snapshot) {
+        if !self.bridge_stands_for(id) {
             return;
         }
         let Some(state) = self.workloads.get(id) else {
@@ -367,7 +389,7 @@ impl Reconciler {
         let mut difference = self.want(state).difference(host, inside);
         let code = LINK | state.index;
         let mut routes_right = true;
-        for address in &state.spec.addresses {
+        for address in state.spec.routed() {
             let prefix = single(*address);
             if self.table.get(&prefix).seen == code {
                 continue;
@@ -413,9 +435,24 @@ impl Reconciler {
         let Some(state) = self.workloads.get(id) else {
             return;
         };
-        let name = &state.spec.interface;
-        if inside.links.iter().any(|link| link.name == *name) {
-            let text = format!("its namespace has an interface named {name} already");
+        let taken = state
+            .spec
+            .interface()
+            .and_then(|name| inside.links.iter().find(|link| link.name == name));
+        if let Some(taken) = taken {
+            // That of a workload that is gone, but for the link?
+            let leaving = taken
+                .peer_index
+                .is_some_and(|peer| self.reap.contains(&peer));
+            if leaving {
+                self.reap_now = true;
+                self.stage(id, Stage::AwaitReap);
+                return;
+            }
+            let text = format!(
+                "its namespace has an interface named {} already",
+                taken.name
+            );
             self.fail_workload(id, FailureKind::InterfaceInUse, text);
         } else if state.create_tries >= MAX_INDEXES {
             self.refresh = true;
@@ -427,16 +464,21 @@ impl Reconciler {
     }
 
     fn programmed(&mut self, id: &Arc<str>) {
-        let mtu = self.mtu;
-        let Some(state) = self.workloads.get_mut(id) else {
+        let Some(state) = self.workloads.get(id) else {
             return;
         };
-        let object = ObjectId::Workload(id.clone());
+        let detail = match state.spec.host_name() {
+            Some(host_interface) => Detail {
+                host_interface,
+                host_ifindex: state.index,
+                mtu: self.mtu_of(&state.spec),
+            },
+            None => Detail::default(),
+        };
+        let object = object_id(id);
         let failed = self.failures.remove(&object).is_some();
-        let detail = Detail {
-            host_interface: host_interface(id),
-            host_ifindex: state.index,
-            mtu: state.spec.mtu.unwrap_or(mtu),
+        let Some(state) = self.workloads.get_mut(id) else {
+            return;
         };
         state.tries = 0;
         state.create_tries = 0;
@@ -454,6 +496,7 @@ impl Reconciler {
             state.told = Some(detail.clone());
             self.events
                 .push_back(Event::Programmed { id: object, detail });
+            self.bridge_changed(id);
         }
         if again {
             self.stage(id, Stage::Read { verify: false });
@@ -468,8 +511,10 @@ impl Reconciler {
         let Some(state) = self.workloads.get(id) else {
             return;
         };
-        let link = self
-            .link_named(&host_interface(id))
+        let link = state
+            .spec
+            .host_name()
+            .and_then(|name| self.link_named(&name))
             .filter(|link| is_link_of(link, id))
             .map(|link| link.index);
         match link {
@@ -489,7 +534,7 @@ impl Reconciler {
         let Some(state) = self.workloads.remove(id) else {
             return;
         };
-        for address in &state.spec.addresses {
+        for address in state.spec.routed() {
             let prefix = single(*address);
             if self.host_routes.get(&prefix) == Some(id) {
                 self.host_routes.remove(&prefix);
@@ -497,16 +542,22 @@ impl Reconciler {
                 self.queue(prefix);
             }
         }
-        self.by_host_name.remove(&host_interface(id));
+        if let Some(name) = state.spec.host_name()
+            && self.by_host_name.get(&name) == Some(id)
+        {
+            self.by_host_name.remove(&name);
+        }
         self.by_index.remove(&state.index);
-        let inode = (state.spec.netns.device, state.spec.netns.inode);
-        if let Some(others) = self.by_netns.get_mut(&inode) {
-            others.retain(|other| other != id);
-            if others.is_empty() {
-                self.by_netns.remove(&inode);
+        if let Some(netns) = state.spec.netns() {
+            let inode = (netns.device, netns.inode);
+            if let Some(others) = self.by_netns.get_mut(&inode) {
+                others.retain(|other| other != id);
+                if others.is_empty() {
+                    self.by_netns.remove(&inode);
+                }
             }
         }
-        let object = ObjectId::Workload(id.clone());
+        let object = object_id(id);
         self.failures.remove(&object);
         let removal = state.removal.unwrap_or_default();
         if !removal.silent {

@@ -2,11 +2,14 @@
 //! [`Reconciler::poll_output`] yields and reports back.
 //!
 //! * `table`: the main routing table as seen. `observe`: dumps and notifications.
-//! * `values`, `workload`: what a workload should look like; `lifecycle`: its way there and away.
+//! * `values`, `attach`: what a workload or a bridge should look like; `lifecycle`: its way there and
+//!   away; `bridges`: what workloads on a bridge wait for.
 //! * `nexthops`, `resolve`: kernel nexthop objects, and where they lead.
 //! * `plan`: what is written and read next; `routes`: the part about routes and nexthop objects;
 //!   `results`: what the answers mean; `retry`: what waits for time to pass.
 
+mod attach;
+mod bridges;
 mod lifecycle;
 mod nexthops;
 mod observe;
@@ -20,7 +23,6 @@ mod table;
 mod tests;
 mod values;
 pub mod view;
-mod workload;
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -35,6 +37,7 @@ use ipnet::IpNet;
 
 pub use self::values::{host_interface, workload_mac};
 use self::{
+    attach::{Spec, bridge_key},
     lifecycle::State,
     nexthops::NextHops,
     plan::Round,
@@ -290,7 +293,8 @@ impl Reconciler {
             return;
         }
         match object {
-            Object::Workload(workload) => self.set_workload(workload),
+            Object::Workload(workload) => self.set_workload(Spec::Workload(workload)),
+            Object::Bridge(bridge) => self.set_workload(Spec::Bridge(bridge)),
             Object::Blackhole(prefix) => {
                 let prefix = prefix.trunc();
                 self.removing.remove(&prefix);
@@ -345,6 +349,7 @@ impl Reconciler {
         }
         match id {
             ObjectId::Workload(id) => self.remove_workload(&id),
+            ObjectId::Bridge(name) => self.remove_workload(&bridge_key(&name)),
             ObjectId::Route(prefix) => self.remove_route(prefix.trunc()),
             ObjectId::Tunnels => {}
             ObjectId::Blackhole(prefix) => {
@@ -538,7 +543,7 @@ impl Reconciler {
         let following: Vec<Arc<str>> = self
             .workloads
             .iter()
-            .filter(|(_, state)| state.spec.mtu.is_none())
+            .filter(|(_, state)| state.spec.mtu().is_none())
             .map(|(id, _)| id.clone())
             .collect();
         for id in following {

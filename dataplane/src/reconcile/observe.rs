@@ -74,8 +74,7 @@ impl Reconciler {
             .and_then(|id| self.workloads.get(id))
         {
             Some(state) => {
-                let prefixes: Vec<IpNet> =
-                    state.spec.addresses.iter().map(|a| single(*a)).collect();
+                let prefixes: Vec<IpNet> = state.spec.routed().iter().map(|a| single(*a)).collect();
                 for prefix in prefixes {
                     if self.table.get(&prefix).seen == LINK | index {
                         self.table.set_seen(&prefix, NONE);
@@ -118,12 +117,7 @@ impl Reconciler {
         let bound = self.by_index.get(&index).cloned();
         if let Some(id) = bound {
             let right = self.workloads.get(&id).is_some_and(|state| {
-                let change = self.want(state).host_link_difference(&link);
-                change
-                    == crate::kernel::LinkChange {
-                        index,
-                        ..Default::default()
-                    }
+                self.want(state).is_host_link_right(&link)
                     && self.by_host_name.get(&link.name) == Some(&id)
             });
             if !right {
@@ -258,10 +252,10 @@ impl Reconciler {
         let bound = self.by_index.get(&address.index).cloned();
         match bound {
             Some(id) => {
-                let ours = self
-                    .workloads
-                    .get(&id)
-                    .is_some_and(|state| self.want(state).host_address().net == address.net);
+                let ours = self.workloads.get(&id).is_some_and(|state| {
+                    let wanted = self.want(state).host_addresses();
+                    wanted.iter().any(|own| own.net == address.net)
+                });
                 if ours && gone {
                     self.read_again(&id, true);
                 }
@@ -311,10 +305,11 @@ impl Reconciler {
                 if let Some(id) = id
                     && let Some(state) = self.workloads.get(&id)
                     && self.is_address_of_ours(neighbour.address)
-                    && !self
+                    && self
                         .want(state)
                         .host_neighbours()
-                        .any(|wanted| wanted == neighbour)
+                        .iter()
+                        .any(|wanted| wanted.address == neighbour.address && *wanted != neighbour)
                 {
                     self.read_again(&id, true);
                 }
@@ -467,7 +462,9 @@ impl Reconciler {
             .filter_map(|id| match id {
                 crate::desired::ObjectId::Route(prefix)
                 | crate::desired::ObjectId::Blackhole(prefix) => Some(*prefix),
-                crate::desired::ObjectId::Workload(_) | crate::desired::ObjectId::Tunnels => None,
+                crate::desired::ObjectId::Workload(_)
+                | crate::desired::ObjectId::Bridge(_)
+                | crate::desired::ObjectId::Tunnels => None,
             })
             .collect();
         let unread = std::mem::take(&mut self.unread);
@@ -482,21 +479,25 @@ impl Reconciler {
         let mut wrong = Vec::new();
         for (id, state) in &self.workloads {
             let want = self.want(state);
-            let right = state.index != 0
-                && self.links.get(&state.index).is_some_and(|link| {
-                    want.host_link_difference(link)
-                        == crate::kernel::LinkChange {
-                            index: state.index,
-                            ..Default::default()
-                        }
-                })
-                && self.addresses.get(&state.index).is_some_and(|of_link| {
-                    let address = want.host_address();
-                    of_link.iter().any(|seen| seen.net == address.net)
-                })
-                && want
-                    .host_neighbours()
-                    .all(|neighbour| neighbours.contains(&neighbour));
+            let stands = || {
+                state.index != 0
+                    && self
+                        .links
+                        .get(&state.index)
+                        .is_some_and(|link| want.is_host_link_right(link))
+            };
+            let has = |address: &Address| {
+                self.addresses
+                    .get(&state.index)
+                    .is_some_and(|of_link| of_link.iter().any(|seen| seen.net == address.net))
+            };
+            let right = state.spec.host_name().is_none()
+                || stands()
+                    && want.host_addresses().iter().all(has)
+                    && want
+                        .host_neighbours()
+                        .iter()
+                        .all(|neighbour| neighbours.contains(neighbour));
             if !right || self.read_inside {
                 wrong.push(id.clone());
             }

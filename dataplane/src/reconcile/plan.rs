@@ -16,7 +16,7 @@ use super::{
     BatchId, Output, QueryId, Reconciler,
     lifecycle::{Reading, Stage},
     table::{Code, Hash, LINK},
-    values::{GLOBAL_SYSCTLS, host_interface, is_link_of, single},
+    values::{GLOBAL_SYSCTLS, is_link_of, single},
 };
 use crate::{
     desired::FailureKind,
@@ -104,7 +104,9 @@ impl Reconciler {
         let read_first = std::mem::replace(&mut self.read_next, false);
         let began = (read_first && self.start_reads())
             || self.start_apply()
-            || (!read_first && self.start_reads());
+            || (!read_first && self.start_reads())
+            // What could not be read is to be written.
+            || (!self.to_write.is_empty() && self.start_apply());
         if !began {
             self.report_sweeps();
         }
@@ -137,6 +139,7 @@ impl Reconciler {
     fn start_reads(&mut self) -> bool {
         let mut waiting = BTreeMap::new();
         let mut readings = HashMap::default();
+        let mut unread = Vec::new();
         while readings.len() < WORKLOADS_PER_ROUND {
             let Some(id) = self.to_read.pop_front() else {
                 break;
@@ -148,15 +151,21 @@ impl Reconciler {
                 continue;
             };
             if verify {
-                let prefixes = state.spec.addresses.iter().map(|a| single(*a));
+                let prefixes = state.spec.routed().iter().map(|a| single(*a));
                 self.route_reads.extend(prefixes);
             }
-            let bound = state.index != 0;
-            let [link, inside] = self.want(state).queries(&state.inside_name);
-            if bound {
+            let (link, inside) = self.want(state).queries();
+            if link.is_none() && inside.is_none() {
+                // Made in vain, as something is in the way: there is nothing to be learned.
+                unread.push(id);
+                continue;
+            }
+            if let Some(link) = link {
                 self.ask(&mut waiting, Asked::Link(id.clone()), link);
             }
-            self.ask(&mut waiting, Asked::Inside(id.clone()), inside);
+            if let Some(inside) = inside {
+                self.ask(&mut waiting, Asked::Inside(id.clone()), inside);
+            }
             if let Some(state) = self.workloads.get_mut(&id) {
                 state.stage = Stage::Busy;
                 state.again = false;
@@ -168,6 +177,9 @@ impl Reconciler {
             let prefixes: Vec<IpNet> = self.route_reads.drain(..count).collect();
             let query = Query::Routes(prefixes.clone());
             self.ask(&mut waiting, Asked::Routes(prefixes), query);
+        }
+        for id in unread {
+            self.evaluate(&id, Reading::default());
         }
         if waiting.is_empty() {
             return false;
@@ -260,9 +272,24 @@ impl Reconciler {
     }
 
     fn plan_create(&mut self, id: &Arc<str>, batch: &mut Batch) {
-        let standing = self.link_named(&host_interface(id)).cloned();
+        if !self.bridge_stands_for(id) {
+            return;
+        }
+        let Some(spec) = self.workloads.get(id).map(|state| state.spec.clone()) else {
+            return;
+        };
+        let standing = spec
+            .host_name()
+            .and_then(|name| self.link_named(&name))
+            .cloned();
         if let Some(link) = standing {
-            if !is_link_of(&link, id) {
+            if !spec.is_link(&link) && is_link_of(&link, id) {
+                // Left by an earlier run, and of another kind.
+                self.unroute_link(link.index);
+                self.reap_later(link.index);
+                self.reap_now = true;
+                self.stage(id, Stage::AwaitReap);
+            } else if !spec.is_link(&link) {
                 let text = format!("an interface named {} exists, without our mark", link.name);
                 self.fail_workload(id, FailureKind::Conflict, text);
             } else if self.reap.contains(&link.index) {
@@ -276,20 +303,16 @@ impl Reconciler {
         }
         let (index, peer) = self.choose_indexes();
         self.bind(id, index, peer);
-        let Some(state) = self.workloads.get_mut(id) else {
-            return;
-        };
-        state.inside_name.clone_from(&state.spec.interface);
         let Some(state) = self.workloads.get(id) else {
             return;
         };
         let want = self.want(state);
         let (made, _) = want.created();
-        let Some(link) = made.links.into_iter().next() else {
+        let (Some(link), Some(create)) = (made.links.into_iter().next(), want.create()) else {
             return;
         };
         let tag = Tag::Create(id.clone(), Box::new(link));
-        batch.create.push((want.create(), tag));
+        batch.create.push((create, tag));
     }
 
     fn choose_indexes(&mut self) -> (u32, u32) {
@@ -312,7 +335,7 @@ impl Reconciler {
             return false;
         };
         let code = LINK | state.index;
-        for address in &state.spec.addresses {
+        for address in state.spec.routed() {
             let prefix = single(*address);
             if self.host_routes.get(&prefix) != Some(id) {
                 continue;
@@ -337,7 +360,7 @@ impl Reconciler {
             return;
         };
         let before = batch.rest.len();
-        for address in &state.spec.addresses {
+        for address in state.spec.routed() {
             let prefix = single(*address);
             if self.host_routes.get(&prefix).is_some_and(|of| of != id) {
                 continue;

@@ -231,12 +231,13 @@ impl Reconciler {
         let workload = self.host_routes.get(&single(address)).cloned();
         let neighbour = workload
             .as_ref()
-            .filter(|id| {
-                self.workloads
-                    .get(*id)
-                    .is_some_and(super::lifecycle::State::is_programmed)
+            .and_then(|id| self.workloads.get(id))
+            .filter(|state| state.is_programmed())
+            .and_then(|state| {
+                let wanted = self.want(state).host_neighbours();
+                wanted.iter().find(|one| one.address == address).copied()
             })
-            .map(|id| super::values::workload_mac(id));
+            .map(|neighbour| neighbour.mac);
         Lookup {
             route: route.map(|route| self.view_of(route)),
             local: self.is_local(address),

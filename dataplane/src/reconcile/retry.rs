@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Reconciler, Trouble, lifecycle::Stage, plan::Round};
+use super::{Reconciler, Trouble, attach::key_of, lifecycle::Stage, plan::Round};
 use crate::{
     desired::{Event, Failure, FailureKind, ObjectId},
     kernel::OpError,
@@ -78,7 +78,10 @@ impl Reconciler {
                 continue;
             }
             match id {
-                ObjectId::Workload(id) => {
+                ObjectId::Workload(_) | ObjectId::Bridge(_) => {
+                    let Some(id) = key_of(&id) else {
+                        continue;
+                    };
                     if matches!(
                         self.workloads.get(&id).map(|state| &state.stage),
                         Some(Stage::Backoff)

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 
-use crate::{
-    desired::Workload,
-    kernel::{ALIAS_PREFIX, GATEWAY_V4, GATEWAY_V6, HOST_MAC, INTERFACE_PREFIX, Link, LinkKind},
+use crate::kernel::{
+    ALIAS_PREFIX, BRIDGE_ALIAS_PREFIX, GATEWAY_V4, GATEWAY_V6, HOST_MAC, INTERFACE_PREFIX, Link,
+    LinkKind,
 };
 
 /// `agt` and the first 11 hexadecimal digits of SHA-256 of the workload's id.
@@ -34,33 +34,58 @@ pub fn workload_mac(id: &str) -> [u8; 6] {
     mac
 }
 
-pub(super) fn alias(id: &str) -> String {
-    format!("{ALIAS_PREFIX}{id}")
+/// MAC address of the host's end of a bridged workload. Ports of one bridge must differ, and one
+/// that was made but not marked yet must be recognised.
+pub(super) fn port_mac(id: &str) -> [u8; 6] {
+    let [_, _, c, d, e, f] = workload_mac(id);
+    [HOST_MAC[0], HOST_MAC[1], c, d, e, f]
+}
+
+/// MAC address of a bridge: unicast, locally administered, always the same for one name.
+pub(super) fn bridge_mac(name: &str) -> [u8; 6] {
+    workload_mac(&format!("{BRIDGE_KEY}{name}"))
+}
+
+/// The key of a bridge's state begins with this, which no workload's id can.
+pub(super) const BRIDGE_KEY: &str = "bridge ";
+
+pub(super) fn alias(key: &str) -> String {
+    match key.strip_prefix(BRIDGE_KEY) {
+        Some(name) => format!("{BRIDGE_ALIAS_PREFIX}{name}"),
+        None => format!("{ALIAS_PREFIX}{key}"),
+    }
 }
 
 /// Whether a link of the host's namespace carries our marks. One that has none but the name and the
-/// MAC address is one at which we died between making it and naming it.
+/// MAC address is one at which we died between making it and naming it. A tap device may have any
+/// name: its alias is the mark.
 pub(super) fn is_own_link(link: &Link) -> bool {
-    link.name.starts_with(INTERFACE_PREFIX)
-        && match &link.alias {
-            Some(alias) => alias
-                .strip_prefix(ALIAS_PREFIX)
-                .is_some_and(|id| host_interface(id) == link.name),
-            None => {
-                link.kind == LinkKind::Veth
-                    && link.mac == Some(HOST_MAC)
-                    && link.name.len() == INTERFACE_PREFIX.len() + 11
-            }
+    let derived = |name: &str| {
+        name.len() == INTERFACE_PREFIX.len() + 11 && name.starts_with(INTERFACE_PREFIX)
+    };
+    match (&link.alias, &link.kind) {
+        (Some(alias), LinkKind::Bridge) => {
+            alias.strip_prefix(BRIDGE_ALIAS_PREFIX) == Some(link.name.as_str())
         }
+        (None, LinkKind::Bridge) => link.mac == Some(bridge_mac(&link.name)),
+        (Some(alias), kind) => alias
+            .strip_prefix(ALIAS_PREFIX)
+            .is_some_and(|id| *kind == LinkKind::Tap || host_interface(id) == link.name),
+        (None, LinkKind::Veth) => {
+            let ours = |mac: [u8; 6]| mac[..2] == HOST_MAC[..2];
+            derived(&link.name) && link.mac.is_some_and(ours)
+        }
+        (None, _) => false,
+    }
 }
 
-/// Whether a link of that name may be taken for this workload's.
-pub(super) fn is_link_of(link: &Link, id: &str) -> bool {
-    is_own_link(link)
-        && link
-            .alias
-            .as_deref()
-            .is_none_or(|alias| alias.strip_prefix(ALIAS_PREFIX) == Some(id))
+/// Whether a link of that name may be taken for this workload's, or this bridge's.
+pub(super) fn is_link_of(link: &Link, key: &str) -> bool {
+    is_own_link(link) && link.alias.as_deref().is_none_or(|seen| seen == alias(key))
+}
+
+pub(super) fn names(sysctls: Vec<(String, &'static str)>) -> Vec<String> {
+    sysctls.into_iter().map(|(path, _)| path).collect()
 }
 
 /// `address/32` or `address/128`.
@@ -79,37 +104,3 @@ pub(super) const GLOBAL_SYSCTLS: [(&str, &str); 2] = [
     ("net/ipv4/ip_forward", "1"),
     ("net/ipv6/conf/all/forwarding", "1"),
 ];
-
-/// Sysctls of the host's end, in the order in which they are to be written.
-pub(super) fn host_sysctls(interface: &str) -> Vec<(String, &'static str)> {
-    [
-        ("ipv4/conf", "proxy_arp", "1"),
-        ("ipv4/neigh", "proxy_delay", "0"),
-        ("ipv4/conf", "forwarding", "1"),
-        ("ipv4/conf", "route_localnet", "0"),
-        ("ipv4/conf", "rp_filter", "1"),
-        ("ipv6/conf", "disable_ipv6", "0"),
-        ("ipv6/conf", "accept_dad", "0"),
-        ("ipv6/conf", "accept_ra", "0"),
-        ("ipv6/conf", "forwarding", "1"),
-        ("ipv6/conf", "proxy_ndp", "1"),
-    ]
-    .into_iter()
-    .map(|(group, key, value)| (format!("net/{group}/{interface}/{key}"), value))
-    .collect()
-}
-
-/// Sysctls of the workload's end. IPv6 is switched on only for those who have an IPv6 address.
-pub(super) fn inside_sysctls(workload: &Workload, interface: &str) -> Vec<(String, &'static str)> {
-    if !workload.addresses.iter().any(IpAddr::is_ipv6) {
-        return Vec::new();
-    }
-    [
-        ("disable_ipv6", "0"),
-        ("accept_dad", "0"),
-        ("accept_ra", "0"),
-    ]
-    .into_iter()
-    .map(|(key, value)| (format!("net/ipv6/conf/{interface}/{key}"), value))
-    .collect()
-}

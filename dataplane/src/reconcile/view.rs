@@ -4,7 +4,7 @@ use std::{net::IpAddr, time::Instant};
 
 use ipnet::IpNet;
 
-use super::{Reconciler, lifecycle::Stage, table::NONE};
+use super::{Reconciler, attach::key_of, lifecycle::Stage, table::NONE};
 use crate::{
     desired::{Detail, Failure, FailureKind, NextHopState, ObjectId},
     kernel::{PROTOCOL_AGENTD_BGP, Target},
@@ -191,8 +191,8 @@ impl Reconciler {
             .get(id)
             .map(|trouble| ObjectStatus::Failed(trouble.failure.clone()));
         match id {
-            ObjectId::Workload(id) => {
-                let state = self.workloads.get(id)?;
+            ObjectId::Workload(_) | ObjectId::Bridge(_) => {
+                let state = self.workloads.get(&key_of(id)?)?;
                 if state.removal.is_some() {
                     return Some(ObjectStatus::Removing);
                 }

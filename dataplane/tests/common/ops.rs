@@ -38,6 +38,7 @@ pub fn veth(name: &str, index: u32, netns: &Netns) -> CreateVeth {
         peer_netns: netns.clone(),
         peer_name: "eth0".to_owned(),
         peer_index: PEER_INDEX,
+        master: None,
         peer_mac: [2, 0, 0, 0, 0, 7],
     }
 }

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 
 use super::*;
 use crate::{
-    desired::{FailureKind, LearnedRoute, Workload},
+    desired::{Attachment, FailureKind, Inside, LearnedRoute, Workload},
     fake::{FakeKernel, netns, plain_link},
     kernel::{Gateway, Route, Target},
 };
@@ -82,8 +82,10 @@ pub(super) fn foreign_link(prefix: &str) -> Route {
 pub(super) fn workload(id: &str, space: u64, addresses: &[&str]) -> Object {
     Object::Workload(Arc::new(Workload {
         id: id.into(),
-        netns: netns(space),
-        interface: "eth0".to_owned(),
+        attachment: Attachment::Routed(Inside {
+            netns: netns(space),
+            interface: "eth0".to_owned(),
+        }),
         addresses: addresses.iter().map(|a| ip(a)).collect(),
         mtu: None,
         access: Default::default(),

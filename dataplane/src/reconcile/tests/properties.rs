@@ -10,9 +10,9 @@ use crate::{
     fake::FakeNamespace,
     kernel::{Address, LinkChange, NextHop, NextHopKind},
     reconcile::{
+        attach::{Spec, Want},
         table::{LINK, is_own, own_metric},
         values::{is_own_link, single},
-        workload::Want,
     },
 };
 
@@ -302,7 +302,7 @@ impl Chaos {
                 self.wanted.values().any(|object| match object {
                     Object::Blackhole(of) => of == prefix,
                     Object::Route(route) => route.prefix == *prefix,
-                    Object::Tunnels(_) => false,
+                    Object::Tunnels(_) | Object::Bridge(_) => false,
                     Object::Workload(workload) => {
                         // Not while it is taken away to be made anew elsewhere.
                         let id = ObjectId::Workload(workload.id.clone());
@@ -469,12 +469,12 @@ impl Chaos {
                     };
                     assert_eq!(members, route.next_hops.len(), "{id:?}");
                 }
+                Object::Bridge(_) => {}
                 Object::Workload(workload) => {
                     // Two that want one interface name in one namespace cannot both have it.
-                    let rivals = self
-                        .wanted
-                        .values()
-                        .filter(|o| matches!(o, Object::Workload(w) if w.netns == workload.netns));
+                    let rivals = self.wanted.values().filter(
+                        |o| matches!(o, Object::Workload(w) if w.netns() == workload.netns()),
+                    );
                     if rivals.count() > 1 || workload.addresses.iter().any(|a| claims(a) > 1) {
                         links += usize::from(
                             kernel
@@ -497,14 +497,17 @@ impl Chaos {
                             self.world.reconciler.object(id)
                         );
                     };
+                    let spec = Spec::Workload(workload.clone());
                     let want = Want {
-                        workload,
+                        spec: &spec,
                         mtu: 1500,
                         index: link.index,
                         peer_index: link.peer_index.unwrap(),
+                        bridge: None,
+                        master: None,
                     };
-                    let space = (workload.netns.device, workload.netns.inode);
-                    let [_, _] = want.queries("eth0");
+                    let netns = workload.netns().unwrap();
+                    let space = (netns.device, netns.inode);
                     let read = |space: &FakeNamespace| Snapshot {
                         links: space.links.values().cloned().collect(),
                         addresses: space.addresses.values().copied().collect(),

@@ -6,6 +6,8 @@
 //! an index or a name that is taken is EEXIST; a namespace that is gone is ENOENT. The caller's own
 //! operations are not notified, edits through [`FakeKernel::edit`] are.
 
+mod links;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     net::IpAddr,
@@ -16,8 +18,8 @@ use ipnet::IpNet;
 use crate::{
     desired::Netns,
     kernel::{
-        Address, Change, CreateTunnel, CreateVeth, FdbEntry, Link, LinkChange, LinkKind, Neighbour,
-        NextHop, NextHopKind, Op, OpError, OpResult, Place, Query, Route, Snapshot, Target, Tunnel,
+        Address, Change, FdbEntry, Link, LinkKind, Neighbour, NextHop, NextHopKind, Op, OpError,
+        OpResult, Place, Query, Route, Snapshot, Target, Tunnel,
     },
 };
 
@@ -203,7 +205,6 @@ impl FakeKernel {
 
     fn carry_out(&mut self, op: &Op, loud: bool) -> OpResult {
         match op {
-            Op::CreateVeth(create) => self.create(create, loud),
             Op::CreateTunnel(create) => self.create_tunnel(create, loud),
             Op::ReplaceFdb(entry) => {
                 match self.host.links.get(&entry.index).map(|link| link.tunnel) {
@@ -222,6 +223,9 @@ impl FakeKernel {
                 }
                 None => Err(error(libc::ENOENT, "delete fdb entry")),
             },
+            Op::CreateVeth(create) => self.create_veth(create, loud),
+            Op::CreateTap(create) => self.create_tap(create, loud),
+            Op::CreateBridge(create) => self.create_bridge(create, loud),
             Op::SetLink { place, link } => self.set_link(place_of(place), link, loud),
             Op::DeleteLinks(indexes) => {
                 for index in indexes {
@@ -310,189 +314,6 @@ impl FakeKernel {
                 }
                 Ok(())
             }
-        }
-    }
-
-    fn create(&mut self, create: &CreateVeth, loud: bool) -> OpResult {
-        let inside = place_of(&Place::Netns(create.peer_netns.clone()));
-        let taken = |space: &FakeNamespace, index: u32, name: &str| {
-            space.links.contains_key(&index) || space.links.values().any(|link| link.name == name)
-        };
-        if taken(self.space(inside)?, create.peer_index, &create.peer_name)
-            || taken(&self.host, create.index, &create.name)
-        {
-            return Err(error(libc::EEXIST, "create veth"));
-        }
-        let host = Link {
-            index: create.index,
-            name: create.name.clone(),
-            kind: LinkKind::Veth,
-            alias: Some(create.alias.clone()),
-            mac: Some(create.mac),
-            mtu: create.mtu,
-            up: true,
-            running: true,
-            peer_index: Some(create.peer_index),
-            master: None,
-            tunnel: None,
-        };
-        let peer = Link {
-            index: create.peer_index,
-            name: create.peer_name.clone(),
-            alias: None,
-            mac: Some(create.peer_mac),
-            peer_index: Some(create.index),
-            ..host.clone()
-        };
-        add_sysctls(&mut self.host, &create.name);
-        let space = self.space(inside)?;
-        add_sysctls(space, &create.peer_name);
-        space.links.insert(peer.index, peer.clone());
-        self.host.links.insert(host.index, host.clone());
-        let (one, other) = ((None, host.index), (inside, peer.index));
-        self.peers.insert(one, other);
-        self.peers.insert(other, one);
-        self.tell(loud, None, Change::Link(host));
-        self.tell(loud, inside, Change::Link(peer));
-        Ok(())
-    }
-
-    fn create_tunnel(&mut self, create: &CreateTunnel, loud: bool) -> OpResult {
-        let kind = match create.tunnel {
-            Tunnel::Ipip { .. } => "ipip",
-            Tunnel::Vxlan { .. } => "vxlan",
-        };
-        if self.unknown_kinds.contains(kind) {
-            return Err(error(libc::EOPNOTSUPP, "create tunnel: unknown kind"));
-        }
-        let taken = |link: &Link| {
-            link.index == create.index
-                || link.name == create.name
-                || link.tunnel == Some(create.tunnel)
-        };
-        if self.host.links.values().any(taken) {
-            return Err(error(libc::EEXIST, "create tunnel"));
-        }
-        let link = Link {
-            index: create.index,
-            name: create.name.clone(),
-            kind: LinkKind::Other(kind.to_owned()),
-            alias: Some(create.alias.clone()),
-            mac: create.mac,
-            mtu: create.mtu,
-            up: true,
-            running: true,
-            peer_index: None,
-            master: None,
-            tunnel: Some(create.tunnel),
-        };
-        add_sysctls(&mut self.host, &create.name);
-        self.host.links.insert(link.index, link.clone());
-        self.tell(loud, None, Change::Link(link));
-        Ok(())
-    }
-
-    fn set_link(&mut self, at: Where, change: &LinkChange, loud: bool) -> OpResult {
-        let Some(link) = self.space(at)?.links.get_mut(&change.index) else {
-            return Err(error(libc::ENODEV, "set link"));
-        };
-        let was_up = link.up;
-        if let Some(up) = change.up {
-            link.up = up;
-            link.running = up;
-        }
-        if let Some(mtu) = change.mtu {
-            link.mtu = mtu;
-        }
-        if let Some(mac) = change.mac {
-            link.mac = Some(mac);
-        }
-        if let Some(alias) = &change.alias {
-            link.alias = Some(alias.clone());
-        }
-        let link = link.clone();
-        self.tell(loud, at, Change::Link(link.clone()));
-        if was_up && !link.up {
-            self.flush(at, link.index, false);
-        }
-        Ok(())
-    }
-
-    /// Loss and return of the carrier.
-    pub fn set_carrier(&mut self, index: u32, running: bool) {
-        if let Some(link) = self.host.links.get_mut(&index) {
-            link.running = running;
-            let link = link.clone();
-            self.tell(true, None, Change::Link(link));
-            if !running {
-                self.flush_next_hops(index);
-            }
-        }
-    }
-
-    /// What a link that goes down takes along; silently, as far as it is IPv4 or nexthop objects.
-    fn flush(&mut self, at: Where, index: u32, all: bool) {
-        if at.is_none() {
-            self.flush_next_hops(index);
-        }
-        let Ok(space) = self.space(at) else {
-            return;
-        };
-        let through = |route: &Route| match &route.target {
-            Target::Link { index: of } => *of == index,
-            Target::Gateways(hops) => hops.iter().any(|hop| hop.index == index),
-            _ => false,
-        };
-        let gone: Vec<Route> = space
-            .routes
-            .values()
-            .filter(|route| through(route))
-            .cloned()
-            .collect();
-        space.routes.retain(|_, route| !through(route));
-        space.neighbours.retain(|(of, _), _| *of != index);
-        if all {
-            space.fdb.retain(|(of, _), _| *of != index);
-        }
-        space
-            .addresses
-            .retain(|(of, net), _| *of != index || (!all && net.addr().is_ipv4()));
-        for route in gone {
-            if route.prefix.addr().is_ipv6() {
-                self.tell(true, at, Change::RouteDeleted(route));
-            }
-        }
-    }
-
-    fn flush_next_hops(&mut self, index: u32) {
-        let gone: Vec<u32> = self
-            .host
-            .next_hops
-            .values()
-            .filter(
-                |object| matches!(&object.kind, NextHopKind::Gateway(hop) if hop.index == index),
-            )
-            .map(|object| object.id)
-            .collect();
-        for id in gone {
-            self.drop_next_hop(id);
-        }
-    }
-
-    fn delete_link(&mut self, at: Where, index: u32, loud: bool) {
-        let Ok(space) = self.space(at) else {
-            return;
-        };
-        let Some(link) = space.links.remove(&index) else {
-            return;
-        };
-        let part = format!("/{}/", link.name);
-        space.sysctls.retain(|path, _| !path.contains(&part));
-        self.flush(at, index, true);
-        self.tell(loud, at, Change::LinkDeleted { index });
-        if let Some((other, other_index)) = self.peers.remove(&(at, index)) {
-            self.peers.remove(&(other, other_index));
-            self.delete_link(other, other_index, loud);
         }
     }
 
@@ -674,34 +495,4 @@ fn read_sysctls(space: &FakeNamespace, paths: &[String]) -> Vec<(String, Option<
         .iter()
         .map(|path| (path.clone(), space.sysctls.get(path).cloned()))
         .collect()
-}
-
-fn add_sysctls(space: &mut FakeNamespace, interface: &str) {
-    for (group, keys) in [
-        (
-            "ipv4/conf",
-            &["proxy_arp", "forwarding", "route_localnet", "rp_filter"][..],
-        ),
-        ("ipv4/neigh", &["proxy_delay"][..]),
-        (
-            "ipv6/conf",
-            &[
-                "disable_ipv6",
-                "accept_dad",
-                "accept_ra",
-                "forwarding",
-                "proxy_ndp",
-            ][..],
-        ),
-    ] {
-        for key in keys {
-            let default = match *key {
-                "proxy_delay" => "80",
-                "accept_dad" | "accept_ra" => "1",
-                _ => "0",
-            };
-            let path = format!("net/{group}/{interface}/{key}");
-            space.sysctls.insert(path, default.to_owned());
-        }
-    }
 }

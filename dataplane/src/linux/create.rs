@@ -1,0 +1,203 @@
+//! Makes links: pairs of veths, tap devices, bridges, tunnel devices.
+//!
+//! Later operations of a batch use a link, so its fate is learned at once. Each is marked as ours in
+//! the same step, or vanishes when the agent dies in between, or is recognised without its alias
+//! (see `reconcile::values`).
+
+use std::fs::File;
+
+use hashbrown::HashMap;
+use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
+use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth};
+
+use super::{
+    decode,
+    encode::{AF_INET6, NLM_F_CREATE, NLM_F_EXCL, attribute, kind},
+    netns, tap,
+    write::Run,
+};
+use crate::{
+    desired::Netns,
+    kernel::{CreateBridge, CreateTap, CreateTunnel, CreateVeth},
+};
+
+impl<'a> Run<'_, 'a> {
+    /// Makes the pair. Later operations of the batch use it, so its fate is learned at once.
+    pub(super) fn create_veth(
+        &mut self,
+        index: usize,
+        veth: &'a CreateVeth,
+        files: &mut HashMap<&'a Netns, File>,
+    ) {
+        self.flush();
+        let file = match files.remove(&veth.peer_netns) {
+            Some(file) => Ok(file),
+            None => netns::open(&veth.peer_netns),
+        };
+        match file {
+            Ok(file) => {
+                self.send_link(
+                    index,
+                    kind::NEW_LINK,
+                    NLM_F_CREATE | NLM_F_EXCL,
+                    &veth_message(veth, &file),
+                );
+                self.flush();
+                if self.answers.is_ok(index) {
+                    self.finish_link(index, veth.index, &veth.alias);
+                    self.learn_nsid(index, &file, &veth.peer_netns);
+                }
+                files.insert(&veth.peer_netns, file);
+            }
+            Err(error) => self.answers.fail_io(index, &error),
+        }
+        if self.answers.is_ok(index) {
+            self.links.made.insert(&veth.name, veth.index);
+        } else {
+            self.links.missing.insert((None, veth.index));
+            self.links
+                .missing
+                .insert((Some(&veth.peer_netns), veth.peer_index));
+        }
+    }
+
+    /// What RTM_NEWLINK ignores while it makes a link.
+    fn finish_link(&mut self, index: usize, link: u32, alias: &str) {
+        let message = LinkUnspec::new_with_index(link).alias(alias).build();
+        self.send_link(index, kind::SET_LINK, 0, &message);
+        // The link (or its peer) is not up yet, so no link-local address was made until now.
+        self.no_link_local(index, link);
+    }
+
+    /// No link-local address by itself. A kernel without IPv6 does not know this, and makes none.
+    fn no_link_local(&mut self, index: usize, link: u32) {
+        let sequence = self.pipe.next_tolerant(index, libc::EAFNOSUPPORT);
+        let encoder = &mut self.pipe.encoder;
+        encoder.begin_link(kind::SET_LINK, 0, sequence, link);
+        let specification = encoder.begin_nest(attribute::IFLA_AF_SPEC);
+        let family = encoder.begin_nest(u16::from(AF_INET6));
+        const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
+        encoder.attribute(
+            attribute::IFLA_INET6_ADDR_GEN_MODE,
+            &[IN6_ADDR_GEN_MODE_NONE],
+        );
+        encoder.end_nest(family);
+        encoder.end_nest(specification);
+        encoder.end();
+    }
+
+    /// The number by which the listener hears of that namespace.
+    fn learn_nsid(&mut self, index: usize, file: &File, netns: &Netns) {
+        let sequence = self.pipe.next(index);
+        self.pipe.encoder.get_nsid(sequence, file);
+        let namespaces = self.namespaces;
+        self.pipe.flush(self.socket, self.answers, |_, message| {
+            if message.kind == kind::NEW_NSID
+                && let Some(nsid) = decode::nsid(message.payload)
+            {
+                namespaces.learn(nsid, netns);
+            }
+        });
+    }
+
+    /// Until it is persistent the device lives only as long as its file: it is complete by then.
+    pub(super) fn create_tap(&mut self, index: usize, tap: &'a CreateTap) {
+        self.flush();
+        match tap::create(tap) {
+            Ok(device) => {
+                self.no_link_local(index, tap.index);
+                let link = LinkUnspec::new_with_index(tap.index)
+                    .alias(tap.alias.as_str())
+                    .address(tap.mac.to_vec())
+                    .mtu(tap.mtu)
+                    .up()
+                    .build();
+                self.send_link(index, kind::SET_LINK, 0, &link);
+                self.flush();
+                if self.answers.is_ok(index)
+                    && let Err(error) = device.persist()
+                {
+                    self.answers.fail_io(index, &error);
+                }
+            }
+            // Here ENOENT would be taken for a namespace that is gone.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                let said = "/dev/net/tun is missing";
+                self.answers.fail(index, libc::ENODEV, Some(said));
+            }
+            Err(error) => self.answers.fail_io(index, &error),
+        }
+        self.note_made(index, &tap.name, tap.index);
+    }
+
+    pub(super) fn create_bridge(&mut self, index: usize, bridge: &'a CreateBridge) {
+        self.flush();
+        let link = LinkMessageBuilder::<LinkBridge>::new(&bridge.name)
+            .index(bridge.index)
+            .address(bridge.mac.to_vec())
+            .build();
+        self.send_link(index, kind::NEW_LINK, NLM_F_CREATE | NLM_F_EXCL, &link);
+        self.flush();
+        if self.answers.is_ok(index) {
+            self.no_link_local(index, bridge.index);
+            // Set at creation, the MTU would follow that of the ports.
+            let link = LinkUnspec::new_with_index(bridge.index)
+                .alias(bridge.alias.as_str())
+                .mtu(bridge.mtu)
+                .up()
+                .build();
+            self.send_link(index, kind::SET_LINK, 0, &link);
+            self.flush();
+        }
+        self.note_made(index, &bridge.name, bridge.index);
+    }
+
+    pub(super) fn create_tunnel(&mut self, index: usize, tunnel: &'a CreateTunnel) {
+        self.flush();
+        let sequence = self.pipe.next(index);
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        self.pipe.encoder.tunnel(flags, sequence, tunnel);
+        self.flush();
+        if self.answers.is_ok(index) {
+            self.finish_link(index, tunnel.index, &tunnel.alias);
+            let up = LinkUnspec::new_with_index(tunnel.index).up().build();
+            self.send_link(index, kind::SET_LINK, 0, &up);
+            self.flush();
+        }
+        self.note_made(index, &tunnel.name, tunnel.index);
+    }
+
+    fn note_made(&mut self, index: usize, name: &'a str, link: u32) {
+        if self.answers.is_ok(index) {
+            self.links.made.insert(name, link);
+        } else {
+            self.links.missing.insert((None, link));
+        }
+    }
+}
+
+/// Both ends in one message, the peer directly in its namespace: moving it there later would wait
+/// for an RCU grace period, some 20 ms. One queue each: more serve XDP only, and cost time.
+fn veth_message(veth: &CreateVeth, netns: &File) -> LinkMessage {
+    use std::os::fd::AsRawFd;
+    let peer = LinkUnspec::new_with_index(veth.peer_index)
+        .name(veth.peer_name.as_str())
+        .mtu(veth.mtu)
+        .address(veth.peer_mac.to_vec())
+        .setns_by_fd(netns.as_raw_fd())
+        .append_extra_attribute(LinkAttribute::NumTxQueues(1))
+        .append_extra_attribute(LinkAttribute::NumRxQueues(1))
+        .build();
+    let link = LinkMessageBuilder::<LinkVeth>::new(&veth.name, &veth.peer_name)
+        .index(veth.index)
+        .mtu(veth.mtu)
+        .address(veth.mac.to_vec())
+        .up()
+        .append_extra_attribute(LinkAttribute::NumTxQueues(1))
+        .append_extra_attribute(LinkAttribute::NumRxQueues(1))
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)));
+    match veth.master {
+        Some(master) => link.controller(master).build(),
+        None => link.build(),
+    }
+}
