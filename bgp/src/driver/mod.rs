@@ -5,6 +5,7 @@
 
 mod api;
 mod connection;
+mod link;
 mod socket;
 mod speaker_task;
 

@@ -28,7 +28,7 @@ use tokio::{
 use super::{
     api::{Admin, Command, Update},
     connection::{self, Batch, Control},
-    socket,
+    link, socket,
 };
 use crate::{
     rib::{LocalRoute, NextHopWatch},
@@ -403,7 +403,14 @@ impl SpeakerTask {
                 Output::Negotiated {
                     connection,
                     negotiated,
-                } => self.tell(connection, Control::Negotiated(negotiated)),
+                } => {
+                    if let Some((local, remote)) = self.speaker.endpoints(connection)
+                        && let Some(link) = link::find(local, remote)
+                    {
+                        self.speaker.set_link(connection, link);
+                    }
+                    self.tell(connection, Control::Negotiated(negotiated));
+                }
                 Output::Close { connection } => {
                     self.tell(connection, Control::Close);
                     self.connections.remove(&connection);

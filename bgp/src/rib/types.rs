@@ -80,6 +80,9 @@ pub struct PeerRib {
     pub next_hop_self: [Option<NextHop>; 2],
     /// Use our own address towards this internal peer also for routes of others.
     pub always_next_hop_self: bool,
+    /// How many paths of a prefix it is sent at most where ADD-PATH was negotiated (RFC 7911);
+    /// 0 counts as 1, `u16::MAX` is no limit.
+    pub add_path_send: u16,
     /// Index of the interface that the session runs over, when the peer is on its link; else 0.
     /// Link-local next hops that the peer sends are meant on this link.
     pub interface: u32,
@@ -128,6 +131,7 @@ impl PeerRib {
             remote_address,
             next_hop_self,
             always_next_hop_self: false,
+            add_path_send: 0,
             interface: 0,
             third_party_subnet: None,
             allow_own_as: 0,

@@ -66,6 +66,10 @@ pub(crate) struct Settings {
     pub(crate) graceful_restart: Option<Duration>,
     /// Offer to take several paths for a prefix (RFC 7911).
     pub(crate) add_path_receive: bool,
+    /// Offer to send several (RFC 7911).
+    pub(crate) add_path_send: bool,
+    /// Offer IPv6 next hops for IPv4 prefixes (RFC 8950).
+    pub(crate) extended_next_hop: bool,
     /// Ours on an external session (RFC 9234).
     pub(crate) role: Option<Role>,
     /// We are the restarting speaker: set the R bit, and F for these families.

@@ -26,13 +26,18 @@ pub(super) fn local_open(settings: &Settings, forwarding: [bool; 2]) -> Open {
     capabilities.push(Capability::RouteRefresh);
     capabilities.push(Capability::FourOctetAs(settings.local_asn));
     capabilities.push(Capability::ExtendedMessage);
-    if settings.add_path_receive {
-        // RFC 7911 §4: 1 is "receive".
+    // RFC 7911 §4: 1 is "receive", 2 "send", 3 both.
+    let add_path = u8::from(settings.add_path_receive) | u8::from(settings.add_path_send) << 1;
+    if add_path != 0 {
         let paths = families().map(|family| {
             let (afi, safi) = family.afi_safi();
-            (afi, safi, 1)
+            (afi, safi, add_path)
         });
         capabilities.push(Capability::AddPath(paths.collect()));
+    }
+    if settings.extended_next_hop && settings.families[Family::Ipv4Unicast.index()] {
+        // RFC 8950 §4: IPv4 unicast with IPv6 next hops.
+        capabilities.push(Capability::ExtendedNextHop(vec![(1, 1, 2)]));
     }
     if let Some(role) = settings.role {
         capabilities.push(Capability::Role(role_code(role)));

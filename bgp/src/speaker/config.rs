@@ -21,6 +21,9 @@ use crate::{
 /// The port of BGP (RFC 4271 §4).
 pub const BGP_PORT: u16 = 179;
 
+/// For [`PeerConfig::add_path_send`]: no limit.
+pub const ADD_PATH_ALL: u16 = u16::MAX;
+
 /// A speaker and the neighbours it starts with.
 #[derive(Clone, Debug)]
 pub struct SpeakerConfig {
@@ -128,6 +131,11 @@ pub struct PeerConfig {
     pub families: Vec<Family>,
     /// Offer to take several paths for a prefix (RFC 7911).
     pub add_path_receive: bool,
+    /// Send up to so many paths of a prefix, best first, to a peer that takes several (RFC 7911); 0
+    /// offers none, [`ADD_PATH_ALL`] sends every path that may be sent.
+    pub add_path_send: u16,
+    /// Offer to carry IPv4 prefixes with IPv6 next hops (RFC 8950). `None`: on sessions over IPv6.
+    pub extended_next_hop: Option<bool>,
     /// More prefixes than this in one family end the session with Cease 6/1.
     pub max_prefixes: Option<u32>,
     /// More than this are warned of in the log.
@@ -172,6 +180,8 @@ impl PeerConfig {
             multihop: None,
             families: Family::ALL.to_vec(),
             add_path_receive: false,
+            add_path_send: 0,
+            extended_next_hop: None,
             max_prefixes: None,
             warn_prefixes: None,
             max_prefixes_restart: None,
@@ -235,6 +245,12 @@ impl PeerConfig {
             return fail("the restart time must be at most 4095 s (RFC 4724 §3)");
         }
         Ok(())
+    }
+
+    /// Whether IPv6 next hops of IPv4 prefixes are offered: by default where the session gives both
+    /// sides IPv6 addresses that lead to each other.
+    pub(crate) fn offers_extended_next_hop(&self) -> bool {
+        self.extended_next_hop.unwrap_or(self.address.is_ipv6())
     }
 
     /// By `Family::index`.

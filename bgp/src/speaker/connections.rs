@@ -1,8 +1,12 @@
 //! Connections: who may connect, what became of dials, and what comes in over them.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    net::{IpAddr, SocketAddr, SocketAddrV6},
+    sync::Arc,
+    time::Instant,
+};
 
-use super::{Connection, ConnectionEvent, Speaker, config::PeerConfig};
+use super::{Connection, ConnectionEvent, Speaker, config::PeerConfig, link::Link};
 use crate::{
     message::{Message, Notification, RouteRefresh},
     session::Received,
@@ -34,6 +38,7 @@ impl Speaker {
             Connection {
                 peer: peer_id,
                 local: Some(local),
+                link: None,
             },
         );
         let accepted =
@@ -67,6 +72,25 @@ impl Speaker {
                 });
                 self.connections.remove(&connection);
             }
+        }
+    }
+
+    /// Our address on a connection and that of the peer, for [`set_link`](Self::set_link).
+    pub fn endpoints(&self, connection: ConnectionId) -> Option<(SocketAddr, SocketAddr)> {
+        let known = self.connections.get(&connection)?;
+        let peer = &self.peers.get(&known.peer)?.config;
+        let remote = match peer.address {
+            IpAddr::V4(address) => SocketAddr::from((address, peer.port)),
+            IpAddr::V6(address) => SocketAddrV6::new(address, peer.port, 0, peer.scope_id).into(),
+        };
+        Some((known.local?, remote))
+    }
+
+    /// Both ends of the connection are on this link. To be said, if at all, between
+    /// [`Output::Negotiated`](super::Output::Negotiated) and the message after the OPEN.
+    pub fn set_link(&mut self, connection: ConnectionId, link: Link) {
+        if let Some(known) = self.connections.get_mut(&connection) {
+            known.link = Some(link);
         }
     }
 

@@ -48,6 +48,7 @@ impl Speaker {
                     Connection {
                         peer: peer_id,
                         local: None,
+                        link: None,
                     },
                 );
                 self.outputs.push_back(Output::Dial {
@@ -71,11 +72,10 @@ impl Speaker {
                 });
             }
             Action::Up(up) => {
-                let local = self
-                    .connections
-                    .get(&up.connection)
-                    .and_then(|known| known.local);
-                let session = peer::rib_session(&self.config, &peer.config, local, *up);
+                let known = self.connections.get(&up.connection);
+                let local = known.and_then(|known| known.local);
+                let link = known.and_then(|known| known.link);
+                let session = peer::rib_session(&self.config, &peer.config, local, link, *up);
                 self.rib.peer_up(peer_id, session);
                 self.queue_pull(peer_id);
             }

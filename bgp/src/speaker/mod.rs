@@ -17,10 +17,13 @@ mod commands;
 pub mod config;
 mod connections;
 mod events;
+mod link;
 mod outputs;
 mod peer;
 pub mod status;
 mod sync;
+
+pub use link::Link;
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
@@ -119,6 +122,8 @@ struct Connection {
     peer: PeerId,
     /// Unknown while it is being dialled.
     local: Option<SocketAddr>,
+    /// The link that both ends are on, as far as the driver has said.
+    link: Option<Link>,
 }
 
 impl Speaker {

@@ -4,6 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use super::{
     config::{PeerConfig, SpeakerConfig},
+    link::{self, Link},
     status::{FamilyStatus, PeerStatus},
 };
 use crate::{
@@ -114,6 +115,8 @@ pub(super) fn settings(speaker: &SpeakerConfig, peer: &PeerConfig, restarting: b
         timers: peer.timers,
         graceful_restart: peer.graceful_restart,
         add_path_receive: peer.add_path_receive,
+        add_path_send: peer.add_path_send > 0,
+        extended_next_hop: peer.offers_extended_next_hop(),
         role: peer.role,
         restarting: speaker
             .restarting
@@ -127,6 +130,7 @@ pub(super) fn rib_session(
     speaker: &SpeakerConfig,
     peer: &PeerConfig,
     local: Option<SocketAddr>,
+    link: Option<Link>,
     up: Up,
 ) -> PeerRib {
     let kind = if peer.asn == speaker.asn && peer.local_as.is_none() {
@@ -134,12 +138,19 @@ pub(super) fn rib_session(
     } else {
         PeerKind::External
     };
-    let mut next_hop_self = speaker.next_hop_self.map(|address| address.map(Into::into));
-    if let Some(local) = local {
-        next_hop_self[Family::of(local.ip()).index()] = Some(local.ip().into());
-    }
+    // A peer that is on the link by configuration as well: neither side expects hops in between.
+    let direct = link.filter(|_| peer.multihop.is_none());
+    let next_hop_self = link::next_hop_self(
+        speaker.next_hop_self,
+        local.map(|local| local.ip()),
+        direct,
+        kind,
+        up.negotiated.extended_next_hop,
+    );
     PeerRib {
         next_hop_self,
+        interface: direct.map_or(0, |link| link.interface),
+        add_path_send: peer.add_path_send,
         rr_client: peer.route_reflector_client,
         always_next_hop_self: peer.next_hop_self,
         role: peer.role,

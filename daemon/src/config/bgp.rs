@@ -11,7 +11,7 @@ use bgp::{rib::Role, types::Family};
 use super::{
     Bgp, ExportPolicy, GracefulRestart, ImportPolicy, Node, Password, Peer, Pool,
     document::{Found, Section},
-    originate,
+    originate, paths,
     policy::Named,
     sections::{defaults, is_name, is_usable, name_rule, seconds},
 };
@@ -270,19 +270,8 @@ fn read_peer(
     let password = read_password(&mut section);
     let (ttl_security, multihop) = read_hops(&mut section, internal);
     let families = read_families(&mut section);
-    let add_path = section.choice(
-        "add_path",
-        &[
-            ("off", Some(false)),
-            ("receive", Some(true)),
-            ("send", None),
-            ("both", None),
-        ],
-    );
-    if let Some(Found { value: None, span }) = &add_path {
-        let reason = "sending several paths is not supported yet; use \"receive\" or \"off\"";
-        section.error("add_path", Some(span.clone()), reason);
-    }
+    let add_path = paths::read_add_path(&mut section);
+    let extended_next_hop = section.boolean("extended_next_hop");
     let role = read_role(&mut section, internal);
     let limits = read_limits(&mut section);
     let paths = read_paths(&mut section, context, asn.as_ref());
@@ -302,7 +291,9 @@ fn read_peer(
         ttl_security,
         multihop,
         families,
-        add_path_receive: add_path.and_then(|found| found.value).unwrap_or(false),
+        add_path_receive: add_path.receive,
+        add_path_send: add_path.send,
+        extended_next_hop: extended_next_hop.map(|found| found.value),
         max_prefixes: limits.most,
         max_prefixes_warning: limits.warning,
         max_prefixes_restart: limits.restart,

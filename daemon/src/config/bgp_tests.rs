@@ -67,7 +67,34 @@ fn limits_and_path_options_of_a_peer_are_checked() {
             .map(|config| config.bgp.expect("a section").peers[0].clone())
             .map_err(|errors| errors.to_string())
     };
-    assert!(peer("add_path = \"receive\"", 1).unwrap().add_path_receive);
+    for (text, receive, send) in [
+        ("\"off\"", false, 0),
+        ("\"receive\"", true, 0),
+        ("\"send\"", false, u16::MAX),
+        ("\"both\"", true, u16::MAX),
+        ("{ send = 4 }", false, 4),
+        ("{ send = \"all\", receive = true }", true, u16::MAX),
+        ("{ receive = true }", true, 0),
+    ] {
+        let peer = peer(&format!("add_path = {text}"), 1).unwrap();
+        assert_eq!(
+            (peer.add_path_receive, peer.add_path_send),
+            (receive, send),
+            "{text}"
+        );
+    }
+    for text in [
+        "\"yes\"",
+        "4",
+        "{ send = 0 }",
+        "{ send = \"some\" }",
+        "{ take = true }",
+    ] {
+        assert!(peer(&format!("add_path = {text}"), 1).is_err(), "{text}");
+    }
+    let peer_of = |line| peer(line, 1).unwrap().extended_next_hop;
+    assert_eq!(peer_of(""), None);
+    assert_eq!(peer_of("extended_next_hop = false"), Some(false));
     let limited = peer("max_prefixes = 1000", 1).unwrap();
     assert_eq!(limited.max_prefixes_warning, Some(800));
     assert_eq!(limited.max_prefixes_restart, None);

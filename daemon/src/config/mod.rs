@@ -17,6 +17,7 @@ mod bgp_tests;
 mod document;
 mod error;
 mod originate;
+mod paths;
 mod policy;
 #[cfg(test)]
 mod policy_tests;
@@ -156,6 +157,10 @@ pub struct Peer {
     pub families: Vec<Family>,
     /// Offer to take several paths for a prefix (RFC 7911).
     pub add_path_receive: bool,
+    /// Send up to so many paths for a prefix (RFC 7911); 0: one, without an identifier.
+    pub add_path_send: u16,
+    /// Offer IPv6 next hops for IPv4 prefixes (RFC 8950). `None`: on sessions over IPv6.
+    pub extended_next_hop: Option<bool>,
     /// The session ends when the peer sends more prefixes of one family (Cease, RFC 4486).
     /// `None`: no limit.
     pub max_prefixes: Option<u32>,

@@ -106,6 +106,8 @@ fn a_pool_and_a_peer_get_every_default() {
             multihop: None,
             families: vec![Family::Ipv4Unicast, Family::Ipv6Unicast],
             add_path_receive: false,
+            add_path_send: 0,
+            extended_next_hop: None,
             max_prefixes: None,
             max_prefixes_warning: None,
             max_prefixes_restart: None,
@@ -285,13 +287,6 @@ fn features_that_do_not_exist_yet_are_refused_and_not_ignored() {
         "\"cross-subnet\" is not supported yet",
     );
     check_peer("bfd = {}", "bfd", "is not supported yet");
-    for value in ["send", "both"] {
-        check_peer(
-            &format!("add_path = \"{value}\""),
-            "add_path",
-            "sending several paths is not supported yet; use \"receive\" or \"off\"",
-        );
-    }
     // Without an address, because it stands for one.
     let peer = "[bgp]\nasn = 1\n[[bgp.peer]]\nname = \"a\"\nasn = 2\n";
     check(

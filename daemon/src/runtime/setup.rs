@@ -130,6 +130,8 @@ fn peer(configured: &Peer, import_pools: &Arc<Policy>) -> Result<PeerConfig, Con
     peer.multihop = configured.multihop;
     peer.families.clone_from(&configured.families);
     peer.add_path_receive = configured.add_path_receive;
+    peer.add_path_send = configured.add_path_send;
+    peer.extended_next_hop = configured.extended_next_hop;
     peer.max_prefixes = configured.max_prefixes;
     peer.warn_prefixes = configured.max_prefixes_warning;
     peer.max_prefixes_restart = configured.max_prefixes_restart;

@@ -23,6 +23,8 @@ const REMOTE: (u32, [u8; 4]) = (64513, [10, 0, 0, 2]);
 fn settings() -> Settings {
     Settings {
         add_path_receive: false,
+        add_path_send: false,
+        extended_next_hop: false,
         local_asn: Asn(LOCAL.0),
         router_id: LOCAL.1.into(),
         remote_asn: Asn(REMOTE.0),
@@ -216,4 +218,50 @@ fn several_paths_are_offered_to_be_taken_in_each_family_only_when_configured() {
     assert_eq!(offered(false, [true; 2]), [false; 2]);
     assert_eq!(offered(true, [true; 2]), [true; 2]);
     assert_eq!(offered(true, [true, false]), [true, false]);
+}
+
+#[test]
+fn several_paths_are_sent_only_to_a_peer_that_takes_them() {
+    // RFC 7911 §4
+    let agreed = |add_path_receive, add_path_send| {
+        let settings = Settings {
+            add_path_receive,
+            add_path_send,
+            ..settings()
+        };
+        let open = super::open::local_open(&settings, [false; 2]);
+        let mut remote = remote_open();
+        remote
+            .capabilities
+            .push(Capability::AddPath(vec![(1, 1, 3), (2, 1, 2)]));
+        let negotiated = crate::wire::negotiate(&open, &remote);
+        (negotiated.add_path_receive, negotiated.add_path_send)
+    };
+    assert_eq!(agreed(false, false), ([false; 2], [false; 2]));
+    assert_eq!(agreed(false, true), ([false; 2], [true, false]));
+    assert_eq!(agreed(true, false), ([true; 2], [false; 2]));
+    assert_eq!(agreed(true, true), ([true; 2], [true, false]));
+}
+
+#[test]
+fn ipv6_next_hops_of_ipv4_prefixes_need_both_sides_and_the_family() {
+    // RFC 8950 §4
+    let agreed = |ours, ipv4, theirs: Vec<(u16, u16, u16)>| {
+        let settings = Settings {
+            extended_next_hop: ours,
+            families: [ipv4, true],
+            ..settings()
+        };
+        let open = super::open::local_open(&settings, [false; 2]);
+        let mut remote = remote_open();
+        remote
+            .capabilities
+            .push(Capability::ExtendedNextHop(theirs));
+        crate::wire::negotiate(&open, &remote).extended_next_hop
+    };
+    assert!(agreed(true, true, vec![(1, 1, 2)]));
+    assert!(agreed(true, true, vec![(1, 128, 2), (1, 1, 2)]));
+    assert!(!agreed(true, true, vec![(1, 128, 2)]));
+    assert!(!agreed(false, true, vec![(1, 1, 2)]));
+    assert!(!agreed(true, false, vec![(1, 1, 2)]));
 }
