@@ -62,7 +62,7 @@ fn arguments() -> Result<Arguments, Box<dyn Error>> {
                 config.next_hop_self[Family::Ipv6Unicast.index()] = Some(value()?.parse()?);
             }
             "--peer" => peer.address = value()?.parse()?,
-            "--peer-as" => peer.asn = Asn(value()?.parse()?),
+            "--peer-as" => peer.asn = Asn(value()?.parse()?).into(),
             "--port" => peer.port = value()?.parse()?,
             "--local" => peer.local_address = Some(value()?.parse()?),
             "--password" => peer.password = Some(Password::new(value()?)?),
@@ -116,6 +116,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
                         .await;
                 }
                 Some(Update::Peers(peers)) => peers.iter().for_each(show),
+                Some(Update::PeersGone(names)) => println!("gone: {}", names.join(", ")),
                 Some(Update::FirstSync) => println!("all tables received"),
             },
             _ = tokio::signal::ctrl_c() => break,
@@ -130,7 +131,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
 fn show(peer: &PeerStatus) {
     println!(
         "peer {} AS{} {:?} {} {:?}",
-        peer.address, peer.asn, peer.state, peer.reason, peer.counters
+        peer.address,
+        peer.asn.unwrap_or_default(),
+        peer.state,
+        peer.reason,
+        peer.counters
     );
     for family in &peer.families {
         println!("  {family:?}");

@@ -72,6 +72,11 @@ impl Program {
                             self.peers.insert(peer.name.clone(), peer);
                         }
                     }
+                    Update::PeersGone(names) => {
+                        for name in names {
+                            self.peers.remove(&name);
+                        }
+                    }
                     Update::FirstSync => self.first_sync = true,
                 }
             }

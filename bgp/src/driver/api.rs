@@ -16,9 +16,9 @@ use crate::{
     policy::Policy,
     rib::{NextHopState, NotAdvertised, RouteChange},
     speaker::{
-        AdminError,
-        config::{ConfigError, PeerConfig},
-        status::{PeerStatus, RoutePage, RouteQuery},
+        AdminError, Applied, SoftReset,
+        config::{ConfigError, PeerConfig, RangeConfig},
+        status::{PeerStatus, RangeStatus, RoutePage, RouteQuery},
     },
 };
 
@@ -56,6 +56,8 @@ pub enum Update {
     WatchNextHops { add: Vec<Via>, remove: Vec<Via> },
     /// These peers changed their state. [`Handle::peers`] tells more.
     Peers(Vec<PeerStatus>),
+    /// Names of peers that were told of and are there no longer.
+    PeersGone(Vec<String>),
     /// Once: every peer has sent its whole table, or the deadline has passed. What was not
     /// announced by now is gone.
     FirstSync,
@@ -77,6 +79,7 @@ pub(super) enum Command {
     OriginationsSynced,
     SetNextHops(Vec<(Via, NextHopState)>),
     Peers(oneshot::Sender<Vec<PeerStatus>>),
+    Ranges(oneshot::Sender<Vec<RangeStatus>>),
     Routes(RouteQuery, oneshot::Sender<RoutePage>),
     Advertised(
         String,
@@ -84,6 +87,8 @@ pub(super) enum Command {
         oneshot::Sender<Result<String, NotAdvertised>>,
     ),
     AddPeer(Box<PeerConfig>, oneshot::Sender<Result<(), AdminError>>),
+    AddRange(Box<RangeConfig>, oneshot::Sender<Result<(), AdminError>>),
+    Update(Box<Neighbors>, oneshot::Sender<Result<Applied, AdminError>>),
     RemovePeer(String, oneshot::Sender<Result<(), AdminError>>),
     SetPolicies(
         String,
@@ -95,13 +100,21 @@ pub(super) enum Command {
     Shutdown(String, oneshot::Sender<()>),
 }
 
-/// What may be done to one peer.
+/// One neighbour, or those of a range.
+#[derive(Clone, Debug)]
+pub(super) enum Neighbors {
+    Peer(PeerConfig),
+    Range(RangeConfig),
+}
+
+/// What may be done to one peer, or to all of a range.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Admin {
     /// Close the session and start again (Cease 6/4).
     ResetHard,
-    /// Ask the peer for its routes again, and send ours again (RFC 2918).
-    ResetSoft,
+    /// Ask the peer for its routes again (RFC 2918), and send ours again. An error when the peer
+    /// cannot be asked.
+    ResetSoft(SoftReset),
     /// Close the session with Cease 6/2 and this text (RFC 9003), and stay in Idle.
     Shutdown { text: String },
     /// Leave the administrative Idle.
@@ -146,6 +159,11 @@ impl Handle {
         self.ask(Command::Peers).await.unwrap_or_default()
     }
 
+    /// Every range that neighbours may come from, in the order of configuration.
+    pub async fn ranges(&self) -> Vec<RangeStatus> {
+        self.ask(Command::Ranges).await.unwrap_or_default()
+    }
+
     /// One page of a table; an unknown peer has no routes.
     pub async fn routes(&self, query: RouteQuery) -> RoutePage {
         self.ask(|reply| Command::Routes(query, reply))
@@ -167,7 +185,28 @@ impl Handle {
             .unwrap_or(Err(AdminError::Stopped))
     }
 
-    /// Closes the session with Cease 6/3 and forgets the neighbour.
+    /// Takes neighbours from this range from now on.
+    pub async fn add_range(&self, range: RangeConfig) -> Result<(), AdminError> {
+        self.ask(|reply| Command::AddRange(Box::new(range), reply))
+            .await
+            .unwrap_or(Err(AdminError::Stopped))
+    }
+
+    /// Gives the neighbour of that name another configuration. Its session stays where it can.
+    pub async fn update_peer(&self, peer: PeerConfig) -> Result<Applied, AdminError> {
+        self.ask(|reply| Command::Update(Box::new(Neighbors::Peer(peer)), reply))
+            .await
+            .unwrap_or(Err(AdminError::Stopped))
+    }
+
+    /// Gives the range of that name another configuration, and its neighbours with it.
+    pub async fn update_range(&self, range: RangeConfig) -> Result<Applied, AdminError> {
+        self.ask(|reply| Command::Update(Box::new(Neighbors::Range(range)), reply))
+            .await
+            .unwrap_or(Err(AdminError::Stopped))
+    }
+
+    /// Closes the session with Cease 6/3 and forgets the neighbour, or a range with all it has.
     pub async fn remove_peer(&self, name: &str) -> Result<(), AdminError> {
         self.ask(|reply| Command::RemovePeer(name.to_owned(), reply))
             .await

@@ -8,16 +8,18 @@
 use std::{collections::VecDeque, io, pin::pin, sync::Arc, time::Duration};
 
 use bytes::{Buf, BytesMut};
+use ipnet::IpNet;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpStream, tcp::OwnedWriteHalf},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time::{Instant, sleep_until, timeout},
 };
 
-use super::speaker_task::Input;
+use super::{socket, speaker_task::Input};
 use crate::{
     message::{Message, Negotiated, Notification},
+    speaker::config::{Password, PeerConfig},
     types::ConnectionId,
     wire,
 };
@@ -36,6 +38,11 @@ const LINGER: Duration = Duration::from_secs(1);
 pub(super) enum Control {
     Send(Vec<u8>),
     Negotiated(Arc<Negotiated>),
+    /// The TCP MD5 key changes under the connection.
+    Password {
+        peer: Arc<PeerConfig>,
+        password: Password,
+    },
     Close,
 }
 
@@ -174,7 +181,7 @@ async fn read_loop(
 
 async fn write_loop(
     connection: ConnectionId,
-    write: &mut (impl AsyncWrite + Unpin),
+    write: &mut OwnedWriteHalf,
     control: &mut mpsc::UnboundedReceiver<Control>,
     agree: oneshot::Sender<Arc<Negotiated>>,
     inputs: &mpsc::Sender<Input>,
@@ -192,6 +199,11 @@ async fn write_loop(
                     if let Some(agree) = agree.take() {
                         // The reader is gone only when the connection is.
                         let _ = agree.send(negotiated);
+                    }
+                }
+                Some(Control::Password { peer, password }) => {
+                    if let Err(error) = rekey(write, &peer, &password) {
+                        tracing::warn!(peer = peer.name, %error, "the new key is not in use yet");
                     }
                 }
                 Some(Control::Close) | None => closing = Some(Instant::now() + LINGER),
@@ -214,6 +226,11 @@ async fn write_loop(
             return Ended::Closing;
         }
     }
+}
+
+fn rekey(write: &OwnedWriteHalf, peer: &PeerConfig, password: &Password) -> io::Result<()> {
+    let whole = IpNet::from(peer.address);
+    socket::set_password(write.as_ref(), whole, peer.scope_id, Some(password))
 }
 
 /// Writes what the kernel takes of the first entry. Safe to drop at any await.

@@ -6,6 +6,7 @@
 mod api;
 mod connection;
 mod link;
+mod neighbors;
 mod socket;
 mod speaker_task;
 
@@ -15,7 +16,10 @@ use tokio::{sync::mpsc, task::JoinHandle};
 
 pub use api::{Admin, Handle, SpawnError, Update, Updates, wall_clock};
 
-use self::speaker_task::{SpeakerTask, UPDATE_QUEUE, set_passwords};
+use self::{
+    neighbors::Key,
+    speaker_task::{SpeakerTask, UPDATE_QUEUE},
+};
 use crate::speaker::{Speaker, config::SpeakerConfig};
 
 /// Starts a speaker on the current tokio runtime. Listening sockets are open when this returns; the
@@ -34,9 +38,10 @@ pub fn spawn(config: SpeakerConfig) -> Result<(Handle, Updates, JoinHandle<()>),
                 })
         })
         .collect::<Result<Vec<_>, _>>()?;
-    for peer in &config.peers {
-        set_passwords(&listeners, peer).map_err(|source| SpawnError::Password {
-            peer: peer.name.clone(),
+    let peers = config.peers.iter().map(Key::of_peer);
+    for key in peers.chain(config.ranges.iter().map(Key::of_range)) {
+        key.set(&listeners).map_err(|source| SpawnError::Password {
+            peer: key.name.to_owned(),
             source,
         })?;
     }

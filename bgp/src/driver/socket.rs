@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
@@ -57,7 +58,7 @@ pub(super) async fn dial(local_asn: Asn, peer: &PeerConfig) -> io::Result<TcpStr
     socket.set_nonblocking(true)?;
     configure(&SockRef::from(&socket), local_asn, peer)?;
     if let Some(password) = &peer.password {
-        set_password(&socket, peer.address, peer.scope_id, Some(password))?;
+        set_password(&socket, peer.address.into(), peer.scope_id, Some(password))?;
     }
     if let Some(local) = peer.local_address {
         let local = match local {
@@ -82,7 +83,7 @@ pub(super) fn configure(socket: &SockRef<'_>, local_asn: Asn, peer: &PeerConfig)
         set_minimum_ttl(socket, ipv6, 256 - i32::from(hops))?;
     } else if let Some(hops) = peer.multihop {
         set_ttl(socket, ipv6, u32::from(hops))?;
-    } else if peer.asn != local_asn {
+    } else if peer.asn.exact() != Some(local_asn) {
         set_ttl(socket, ipv6, 1)?;
     } else {
         set_ttl(socket, ipv6, 64)?;
@@ -126,15 +127,20 @@ struct TcpMd5Signature {
     key: [u8; Password::MAX_LENGTH],
 }
 
-/// Signs and checks all segments exchanged with the address on this socket, and on what a listening
-/// socket accepts from it. `None` stops that.
+/// TCP_MD5SIG with a prefix (linux/tcp.h), and the flag that says that it has one.
+const TCP_MD5SIG_EXT: libc::c_int = 32;
+const TCP_MD5SIG_FLAG_PREFIX: u8 = 1;
+
+/// Signs and checks all segments exchanged with the addresses on this socket, and on what a
+/// listening socket accepts from them. Of several keys the one of the longest prefix counts. `None`
+/// takes the key of exactly this prefix away.
 pub(super) fn set_password(
     socket: &impl AsRawFd,
-    peer: IpAddr,
+    peer: IpNet,
     scope_id: u32,
     password: Option<&Password>,
 ) -> io::Result<()> {
-    let address: SockAddr = match peer {
+    let address: SockAddr = match peer.addr() {
         IpAddr::V4(address) => SocketAddr::from((address, 0)).into(),
         IpAddr::V6(address) => SocketAddr::from(SocketAddrV6::new(address, 0, 0, scope_id)).into(),
     };
@@ -156,13 +162,13 @@ pub(super) fn set_password(
     };
     let signature = TcpMd5Signature {
         address: storage,
-        flags: 0,
-        prefix_length: 0,
+        flags: TCP_MD5SIG_FLAG_PREFIX,
+        prefix_length: peer.prefix_len(),
         key_length: u16::try_from(octets.len()).unwrap_or(0),
         interface: 0,
         key,
     };
-    set_option(socket, libc::IPPROTO_TCP, libc::TCP_MD5SIG, &signature)
+    set_option(socket, libc::IPPROTO_TCP, TCP_MD5SIG_EXT, &signature)
 }
 
 fn set_option<T>(
@@ -192,6 +198,6 @@ fn set_option<T>(
 }
 
 /// Whether a listening socket takes connections from the address.
-pub(super) fn listens_for(listener: SocketAddr, peer: IpAddr) -> bool {
-    listener.is_ipv4() == peer.is_ipv4()
+pub(super) fn listens_for(listener: SocketAddr, peer: IpNet) -> bool {
+    listener.is_ipv4() == peer.addr().is_ipv4()
 }

@@ -26,7 +26,7 @@ use tokio::{
 };
 
 use super::{
-    api::{Admin, Command, Update},
+    api::{Admin, Command, Neighbors, Update},
     connection::{self, Batch, Control},
     link, socket,
 };
@@ -45,6 +45,8 @@ const TURN: Duration = Duration::from_millis(4);
 /// Timers are looked at when nothing waits to be processed, and at the latest after this: a
 /// message that waits here must not count as one that did not come.
 const TIMERS_AT_LEAST_EVERY: Duration = Duration::from_millis(500);
+/// Peers in one portion.
+const PEERS_PER_UPDATE: usize = 256;
 /// Route changes in one portion.
 const CHANGES_PER_UPDATE: usize = 4096;
 /// How long sessions may take to end at shutdown.
@@ -81,9 +83,9 @@ pub(super) enum Input {
 /// See the head of the module.
 #[derive(Debug)]
 pub(super) struct SpeakerTask {
-    speaker: Speaker,
+    pub(super) speaker: Speaker,
     local_asn: Asn,
-    listeners: Vec<Arc<TcpListener>>,
+    pub(super) listeners: Vec<Arc<TcpListener>>,
     connections: HashMap<ConnectionId, mpsc::UnboundedSender<Control>>,
     /// Every socket task, so that none outlives the speaker.
     tasks: JoinSet<()>,
@@ -341,18 +343,27 @@ impl SpeakerTask {
             Command::Advertised(peer, prefix, reply) => {
                 drop(reply.send(self.speaker.advertised(&peer, prefix)));
             }
-            Command::AddPeer(peer, reply) => drop(reply.send(self.add_peer(now, *peer))),
-            Command::RemovePeer(name, reply) => {
-                let removed = self.speaker.remove_peer(now, &name);
-                drop(reply.send(removed.map(|peer| self.forget_password(&peer))));
+            Command::Ranges(reply) => drop(reply.send(self.speaker.ranges())),
+            Command::AddPeer(peer, reply) => {
+                drop(reply.send(self.add(now, Neighbors::Peer(*peer))));
             }
+            Command::AddRange(range, reply) => {
+                drop(reply.send(self.add(now, Neighbors::Range(*range))));
+            }
+            Command::Update(neighbors, reply) => drop(reply.send(self.update(now, *neighbors))),
+            Command::RemovePeer(name, reply) => drop(reply.send(self.remove(now, &name))),
             Command::SetPolicies(name, import, export, reply) => {
                 drop(reply.send(self.speaker.set_policies(&name, import, export)));
             }
             Command::Admin(name, admin, reply) => {
                 let result = match admin {
                     Admin::ResetHard => self.speaker.reset_hard(now, &name),
-                    Admin::ResetSoft => self.speaker.reset_soft(now, &name),
+                    Admin::ResetSoft(directions) => {
+                        match self.speaker.reset_soft(now, &name, directions) {
+                            Ok(false) => Err(AdminError::NoRefresh(name)),
+                            result => result.map(drop),
+                        }
+                    }
                     Admin::Shutdown { text } => self.speaker.shutdown_peer(now, &name, &text),
                     Admin::Enable => self.speaker.enable_peer(now, &name),
                 };
@@ -364,31 +375,6 @@ impl SpeakerTask {
             }
         }
         Flow::Continue
-    }
-
-    fn add_peer(&mut self, now: Instant, peer: PeerConfig) -> Result<(), AdminError> {
-        let keyed = peer.clone();
-        let name = peer.name.clone();
-        self.speaker.add_peer(now, peer)?;
-        if let Err(error) = set_passwords(&self.listeners, &keyed) {
-            // Without its key the peer could connect unsigned.
-            let _ = self.speaker.remove_peer(now, &name);
-            return Err(AdminError::Password {
-                peer: name,
-                reason: error.to_string(),
-            });
-        }
-        Ok(())
-    }
-
-    fn forget_password(&self, peer: &PeerConfig) {
-        if peer.password.is_none() {
-            return;
-        }
-        for listener in &self.listeners {
-            // It fails only when there was no key.
-            let _ = socket::set_password(&**listener, peer.address, peer.scope_id, None);
-        }
     }
 
     /// Carries out what the speaker wants, for a bounded time. True when there is more.
@@ -423,7 +409,7 @@ impl SpeakerTask {
         false
     }
 
-    fn tell(&self, connection: ConnectionId, control: Control) {
+    pub(super) fn tell(&self, connection: ConnectionId, control: Control) {
         // A connection that is gone has reported so, and the report is on its way.
         if let Some(sender) = self.connections.get(&connection) {
             let _ = sender.send(control);
@@ -469,11 +455,20 @@ fn next_update(speaker: &mut Speaker) -> Option<Update> {
         });
     }
     let mut peers = Vec::new();
-    while let Some(peer) = speaker.poll_changed_peer() {
-        peers.extend(speaker.peer(peer));
+    while peers.len() < PEERS_PER_UPDATE
+        && let Some(peer) = speaker.poll_changed_peer()
+    {
+        peers.push(peer);
     }
     if !peers.is_empty() {
         return Some(Update::Peers(peers));
+    }
+    let mut gone = Vec::new();
+    while let Some(name) = speaker.poll_gone_peer() {
+        gone.push(name);
+    }
+    if !gone.is_empty() {
+        return Some(Update::PeersGone(gone));
     }
     let mut routes = Vec::new();
     while routes.len() < CHANGES_PER_UPDATE
@@ -485,22 +480,6 @@ fn next_update(speaker: &mut Speaker) -> Option<Update> {
         return Some(Update::Routes(routes));
     }
     speaker.poll_first_sync().then_some(Update::FirstSync)
-}
-
-/// The key of a peer on all sockets it may connect to.
-pub(super) fn set_passwords(
-    listeners: &[Arc<TcpListener>],
-    peer: &PeerConfig,
-) -> std::io::Result<()> {
-    let Some(password) = &peer.password else {
-        return Ok(());
-    };
-    for listener in listeners {
-        if socket::listens_for(listener.local_addr()?, peer.address) {
-            socket::set_password(&**listener, peer.address, peer.scope_id, Some(password))?;
-        }
-    }
-    Ok(())
 }
 
 /// Ends when the program has taken a portion, or wants no more.

@@ -219,6 +219,19 @@ impl Rib {
         self.v6.regroup(&mut self.shared, slot);
     }
 
+    /// New limits for a peer; whether it exceeds them already is not looked at here.
+    pub fn set_limits(&mut self, peer: PeerId, most: [Option<u32>; 2], warn: [Option<u32>; 2]) {
+        if let Some(slot) = self.shared.slot(peer)
+            && let Some(known) = self.shared.peer_mut(slot)
+        {
+            if known.session.warn_prefixes != warn {
+                known.warned = [false; 2];
+            }
+            known.session.max_prefixes = most;
+            known.session.warn_prefixes = warn;
+        }
+    }
+
     /// Originates a prefix, or changes what is originated.
     pub fn originate(&mut self, now: Instant, prefix: IpNet, route: LocalRoute) {
         let stamp = self.shared.stamp(now);

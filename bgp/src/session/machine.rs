@@ -72,7 +72,7 @@ impl Session {
             State::Idle(Idle::Stopped) => return false,
             State::Idle(Idle::Held { until }) => {
                 let rests = self.rests_until.is_some_and(|until| cx.now < until);
-                if rests || self.returns.is_exceeded(cx.now) {
+                if rests || self.settings.refuse_while_held || self.returns.is_exceeded(cx.now) {
                     return false;
                 }
                 let until = *until;
@@ -161,7 +161,10 @@ impl Session {
         };
         self.counters.messages_received += 1;
         let message = match message {
-            Ok(message) => message,
+            Ok(message) => {
+                self.counters.count_received(&message);
+                message
+            }
             Err(notification) => {
                 let error = unexpected_first(phase, notification);
                 self.end(cx, connection, Failure::Error(error));
@@ -205,7 +208,6 @@ impl Session {
         established.liveness.heard(cx.now);
         match message {
             Message::Update(update) => {
-                self.counters.updates_received += 1;
                 if let Some(family) = update.end_of_rib {
                     established.end_of_rib_received[family.index()] = true;
                     // The RIB has swept the stale routes with the marker.
@@ -469,6 +471,12 @@ impl Session {
 
     pub(super) fn send(&mut self, cx: &mut Context<'_>, connection: ConnectionId, packet: Packet) {
         self.counters.messages_sent += 1;
+        match &packet {
+            Packet::Open(_) => self.counters.opens_sent += 1,
+            Packet::Keepalive => self.counters.keepalives_sent += 1,
+            Packet::Notification(_) => self.counters.notifications_sent += 1,
+            Packet::RouteRefresh(..) => self.counters.refreshes_sent += 1,
+        }
         if let Packet::Notification(notification) = &packet {
             self.last_sent = Some(LastNotification {
                 notification: notification.clone(),

@@ -25,6 +25,7 @@
 
 mod ending;
 mod handshake;
+mod live;
 mod machine;
 mod open;
 mod parked;
@@ -47,8 +48,8 @@ use crate::{
     message::{Capability, Negotiated, Notification, Open, RouteRefresh, Update},
     rib::Role,
     speaker::{
-        config::Timers,
-        status::{LastNotification, PeerCounters, PeerState},
+        config::{RemoteAs, Timers},
+        status::{LastNotification, PeerCounters, PeerNews, PeerState},
     },
     types::{Asn, ConnectionId, Family},
 };
@@ -58,9 +59,12 @@ use crate::{
 pub(crate) struct Settings {
     pub(crate) local_asn: Asn,
     pub(crate) router_id: Ipv4Addr,
-    pub(crate) remote_asn: Asn,
+    pub(crate) remote_asn: RemoteAs,
     pub(crate) families: [bool; 2],
     pub(crate) passive: bool,
+    /// Take no connection while held after an error. Else a neighbour that comes by itself is
+    /// served, up to a rate.
+    pub(crate) refuse_while_held: bool,
     pub(crate) timers: Timers,
     /// Advertised restart time; `None` turns graceful restart off.
     pub(crate) graceful_restart: Option<Duration>,
@@ -179,6 +183,9 @@ pub(crate) struct Session {
     pub(crate) counters: PeerCounters,
     last_sent: Option<LastNotification>,
     last_received: Option<LastNotification>,
+    /// Not yet told, and the cause that was told last.
+    news: PeerNews,
+    told: Option<Cause>,
 }
 
 #[derive(Debug)]
@@ -297,6 +304,8 @@ impl Session {
             counters: PeerCounters::default(),
             last_sent: None,
             last_received: None,
+            news: PeerNews::default(),
+            told: None,
         }
     }
 
@@ -327,8 +336,9 @@ impl Session {
         let state = self.peer_state();
         let changed = state != self.shown;
         if changed {
-            self.shown = state;
+            let before = std::mem::replace(&mut self.shown, state);
             self.since = now;
+            self.note_news(before, state);
         }
         changed
     }

@@ -65,7 +65,7 @@ pub(super) fn local_open(settings: &Settings, forwarding: [bool; 2]) -> Open {
 
 /// RFC 4271 §6.2, as far as it needs the configuration; the codec has checked the rest.
 pub(super) fn validate(settings: &Settings, remote: &Open) -> Result<(), Notification> {
-    if remote.asn != settings.remote_asn {
+    if !settings.remote_asn.allows(remote.asn, settings.local_asn) {
         return Err(Notification::bad_peer_as());
     }
     // RFC 6286 §2.2: only unique inside an AS.

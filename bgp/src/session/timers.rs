@@ -134,6 +134,18 @@ impl Liveness {
         }
     }
 
+    /// When the hold timer expires, and when a keepalive is due.
+    pub(super) fn deadlines(&self) -> (Option<Instant>, Option<Instant>) {
+        match self {
+            Liveness::Off => (None, None),
+            Liveness::On {
+                expires_at,
+                keepalive_at,
+                ..
+            } => (Some(*expires_at), Some(*keepalive_at)),
+        }
+    }
+
     /// Zero when off.
     pub(super) fn hold_time(&self) -> Duration {
         match self {

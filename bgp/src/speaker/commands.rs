@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Instant};
 use ipnet::IpNet;
 
 use super::{
-    AdminError, Speaker,
-    config::{ConfigError, PeerConfig},
+    AdminError, SoftReset, Speaker,
+    config::{ConfigError, PeerConfig, RangeConfig, check_count, check_password},
     peer::Peer,
     status::{PeerStatus, Route, RoutePage, RouteQuery, RouteTable},
     sync::EndOfRib,
@@ -16,7 +16,7 @@ use crate::{
     message::Notification,
     policy::Policy,
     rib::{self, LocalRoute, NextHopState, NotAdvertised, Rib},
-    types::{Family, PeerId},
+    types::{ConnectionId, Family, PeerId},
 };
 
 impl Speaker {
@@ -58,35 +58,75 @@ impl Speaker {
     /// Adds a neighbour and starts its session.
     pub fn add_peer(&mut self, now: Instant, peer: PeerConfig) -> Result<PeerId, ConfigError> {
         peer.validate()?;
-        if self.names.contains_key(&peer.name) {
+        if self.names.contains_key(&peer.name) || self.ranges.contains_key(&peer.name) {
             return Err(ConfigError::DuplicateName(peer.name));
         }
-        if self.addresses.contains_key(&(peer.address, peer.scope_id)) {
+        let address = (peer.address, peer.scope_id);
+        self.give_way(now, address);
+        if self.addresses.contains_key(&address) {
             return Err(ConfigError::DuplicateAddress(peer.name, peer.address));
         }
-        Ok(self.insert_peer(now, peer))
+        check_password(&peer, peer.address.into(), self.range_configs())?;
+        check_count(self.peers.len() + 1, self.range_configs())?;
+        Ok(self.insert_peer(now, peer, None))
     }
 
-    /// Closes the session with Cease 6/3 and forgets the neighbour. Returns its configuration.
+    /// Closes the session with Cease 6/3 and forgets the neighbour. Returns its configuration. One
+    /// that came from a range may come again.
     pub fn remove_peer(&mut self, now: Instant, name: &str) -> Result<Arc<PeerConfig>, AdminError> {
         let peer_id = self.find(name)?;
         self.with_session(now, peer_id, |session, cx| {
             session.stop(cx, Notification::peer_deconfigured());
         });
-        let peer = self
-            .peers
-            .shift_remove(&peer_id)
+        self.drop_peer(now, peer_id)
+            .map(|peer| peer.config)
+            .ok_or_else(|| AdminError::UnknownPeer(name.to_owned()))
+    }
+
+    /// Takes nobody from a range any more, and closes the sessions it has with Cease 6/3. Returns
+    /// its configuration.
+    pub fn remove_range(
+        &mut self,
+        now: Instant,
+        name: &str,
+    ) -> Result<Arc<RangeConfig>, AdminError> {
+        let range = self
+            .ranges
+            .shift_remove(name)
             .ok_or_else(|| AdminError::UnknownPeer(name.to_owned()))?;
-        if let Some(deadline) = peer.scheduled {
-            self.deadlines.remove(&(deadline, peer_id));
-        }
-        self.names.remove(name);
-        self.addresses
-            .remove(&(peer.config.address, peer.config.scope_id));
-        self.connections.retain(|_, known| known.peer != peer_id);
-        self.changed.remove(&peer_id);
+        self.end_members(now, &range.peers, &Notification::peer_deconfigured());
         self.check_first_sync(now);
-        Ok(peer.config)
+        Ok(range.config)
+    }
+
+    /// What is known of the configuration of a neighbour.
+    pub fn peer_config(&self, name: &str) -> Option<Arc<PeerConfig>> {
+        let peer = self.peers.get(self.names.get(name)?)?;
+        Some(Arc::clone(&peer.config))
+    }
+
+    /// What is known of the configuration of a range.
+    pub fn range_config(&self, name: &str) -> Option<Arc<RangeConfig>> {
+        Some(Arc::clone(&self.ranges.get(name)?.config))
+    }
+
+    /// The connections of a neighbour, or of all neighbours of a range, each with the address of
+    /// its neighbour.
+    pub fn connections_of(&self, name: &str) -> Vec<(ConnectionId, Arc<PeerConfig>)> {
+        let peers = self.targets(name).unwrap_or_default();
+        self.connections
+            .iter()
+            .filter(|(_, known)| peers.contains(&known.peer))
+            .filter_map(|(id, known)| Some((*id, Arc::clone(&self.peers.get(&known.peer)?.config))))
+            .collect()
+    }
+
+    /// A neighbour, or all neighbours of a range.
+    fn targets(&self, name: &str) -> Result<Vec<PeerId>, AdminError> {
+        match self.ranges.get(name) {
+            Some(range) => Ok(range.peers.iter().copied().collect()),
+            None => Ok(vec![self.find(name)?]),
+        }
     }
 
     /// Decides anew, with these policies, on everything the peer sent and is sent. The session
@@ -108,44 +148,71 @@ impl Speaker {
         Ok(())
     }
 
-    /// Closes the session with Cease 6/4 and starts it again.
+    /// Closes the session with Cease 6/4 and starts it again; of a range all sessions.
     pub fn reset_hard(&mut self, now: Instant, name: &str) -> Result<(), AdminError> {
-        let peer_id = self.find(name)?;
-        self.with_session(now, peer_id, |session, cx| {
-            session.reset(cx, Notification::administrative_reset(""));
-        });
-        Ok(())
-    }
-
-    /// Asks the peer for its routes again, and sends it ours again (RFC 2918).
-    pub fn reset_soft(&mut self, now: Instant, name: &str) -> Result<(), AdminError> {
-        let peer_id = self.find(name)?;
-        self.with_session(now, peer_id, |session, cx| session.request_routes(cx));
-        for family in Family::ALL {
-            self.rib.refresh(peer_id, family);
+        for peer_id in self.targets(name)? {
+            self.with_session(now, peer_id, |session, cx| {
+                session.reset(cx, Notification::administrative_reset(""));
+            });
         }
         Ok(())
     }
 
-    /// Closes the session with Cease 6/2 and this text (RFC 9003) until it is enabled.
+    /// Asks the peer for its routes again (RFC 2918), and sends it ours again, as `directions`
+    /// say. False when it, or of a range one of them, could not be asked: it has no session, or
+    /// does not know how.
+    pub fn reset_soft(
+        &mut self,
+        now: Instant,
+        name: &str,
+        directions: SoftReset,
+    ) -> Result<bool, AdminError> {
+        let mut all = true;
+        for peer_id in self.targets(name)? {
+            if directions.receive {
+                all &= self
+                    .with_session(now, peer_id, |session, cx| session.request_routes(cx))
+                    .unwrap_or(false);
+            }
+            if directions.send {
+                for family in Family::ALL {
+                    self.rib.refresh(peer_id, family);
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// Closes the session with Cease 6/2 and this text (RFC 9003) until it is enabled. Of a range
+    /// all sessions, and nobody else is taken.
     pub fn shutdown_peer(
         &mut self,
         now: Instant,
         name: &str,
         text: &str,
     ) -> Result<(), AdminError> {
-        let peer_id = self.find(name)?;
-        self.with_session(now, peer_id, |session, cx| {
-            session.stop(cx, Notification::administrative_shutdown(text));
-        });
+        let notification = Notification::administrative_shutdown(text);
+        if let Some(range) = self.ranges.get_mut(name) {
+            range.shutdown = true;
+            let members = std::mem::take(&mut range.peers);
+            self.end_members(now, &members, &notification);
+        } else {
+            let peer_id = self.find(name)?;
+            self.with_session(now, peer_id, |session, cx| session.stop(cx, notification));
+        }
         self.check_first_sync(now);
         Ok(())
     }
 
-    /// Starts the session of a peer that is in Idle, also one that is held after an error.
+    /// Starts the session of a peer that is in Idle, also one that is held after an error; opens a
+    /// range that was shut down.
     pub fn enable_peer(&mut self, now: Instant, name: &str) -> Result<(), AdminError> {
-        let peer_id = self.find(name)?;
-        self.with_session(now, peer_id, |session, cx| session.start(cx));
+        if let Some(range) = self.ranges.get_mut(name) {
+            range.shutdown = false;
+        }
+        for peer_id in self.targets(name)? {
+            self.with_session(now, peer_id, |session, cx| session.start(cx));
+        }
         Ok(())
     }
 

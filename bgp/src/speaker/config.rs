@@ -1,6 +1,8 @@
 //! What a speaker is told: itself and its neighbours. Plain values, checked once by
 //! [`SpeakerConfig::validate`]; nothing here reads a file or a clock.
 
+mod range;
+
 use std::{
     collections::HashSet,
     fmt,
@@ -17,6 +19,9 @@ use crate::{
     rib::Role,
     types::{Asn, Family},
 };
+
+pub use range::{RangeConfig, RemoteAs};
+pub(crate) use range::{check_count, check_password};
 
 /// The port of BGP (RFC 4271 §4).
 pub const BGP_PORT: u16 = 179;
@@ -47,6 +52,8 @@ pub struct SpeakerConfig {
     /// Originated from the start, apart from what commands add; withdrawn by nobody.
     pub originate: Vec<(IpNet, LocalRoute)>,
     pub peers: Vec<PeerConfig>,
+    /// Where neighbours that are not named may come from.
+    pub ranges: Vec<RangeConfig>,
 }
 
 impl SpeakerConfig {
@@ -64,6 +71,7 @@ impl SpeakerConfig {
             seed: 0,
             originate: Vec::new(),
             peers: Vec::new(),
+            ranges: Vec::new(),
         }
     }
 
@@ -77,6 +85,11 @@ impl SpeakerConfig {
         }
         let mut names = HashSet::new();
         let mut addresses = HashSet::new();
+        for range in &self.ranges {
+            if !names.insert(&range.peer.name) {
+                return Err(ConfigError::DuplicateName(range.peer.name.clone()));
+            }
+        }
         for peer in &self.peers {
             peer.validate()?;
             if !names.insert(&peer.name) {
@@ -89,7 +102,7 @@ impl SpeakerConfig {
                 ));
             }
         }
-        Ok(())
+        self.validate_ranges()
     }
 }
 
@@ -102,7 +115,7 @@ pub struct Restarting {
 }
 
 /// One neighbour.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerConfig {
     /// Unique; what people call it.
     pub name: String,
@@ -111,7 +124,7 @@ pub struct PeerConfig {
     pub scope_id: u32,
     /// Where to dial; incoming connections may come from any port.
     pub port: u16,
-    pub asn: Asn,
+    pub asn: RemoteAs,
     /// Source address of outgoing connections, and the only one on which incoming ones are taken;
     /// by default what the kernel chooses.
     pub local_address: Option<IpAddr>,
@@ -165,13 +178,13 @@ pub struct PeerConfig {
 
 impl PeerConfig {
     /// A neighbour with every default.
-    pub fn new(name: impl Into<String>, address: IpAddr, asn: Asn) -> Self {
+    pub fn new(name: impl Into<String>, address: IpAddr, asn: impl Into<RemoteAs>) -> Self {
         Self {
             name: name.into(),
             address,
             scope_id: 0,
             port: BGP_PORT,
-            asn,
+            asn: asn.into(),
             local_address: None,
             passive: false,
             route_reflector_client: false,
@@ -208,13 +221,13 @@ impl PeerConfig {
         if self.name.is_empty() {
             return fail("the name is empty");
         }
-        if self.asn.0 == 0 {
+        if !self.asn.is_valid() {
             return fail("AS 0 is reserved (RFC 7607)");
         }
         if self.local_as == Some(Asn(0)) {
             return fail("AS 0 is reserved (RFC 7607)");
         }
-        if self.local_as == Some(self.asn) {
+        if self.local_as.is_some() && self.local_as == self.asn.exact() {
             return fail("local_as is for external peers, and it is the peer's own number");
         }
         if self.families.is_empty() {
@@ -342,6 +355,15 @@ pub enum ConfigError {
     DuplicateName(String),
     #[error("peer {0:?}: another peer has the address {1}")]
     DuplicateAddress(String, IpAddr),
+    #[error("peer {0:?}: another range of peers is {1}")]
+    DuplicateRange(String, IpNet),
+    #[error("with the limits of all ranges there are more than {0} peers")]
+    TooManyPeers(usize),
+    #[error(
+        "peer {name:?} has no password but lies inside the range of {range:?}, which has one: the \
+         kernel would ask it for signatures too"
+    )]
+    PasswordOfRange { name: String, range: String },
     #[error("peer {name:?}: {reason}")]
     Peer { name: String, reason: &'static str },
     #[error("a TCP MD5 password has 1 to 80 octets, not {0}")]

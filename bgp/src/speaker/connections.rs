@@ -10,7 +10,7 @@ use super::{Connection, ConnectionEvent, Speaker, config::PeerConfig, link::Link
 use crate::{
     message::{Message, Notification, RouteRefresh},
     session::Received,
-    types::{ConnectionId, Family},
+    types::{ConnectionId, Family, PeerId},
 };
 
 impl Speaker {
@@ -21,10 +21,14 @@ impl Speaker {
         local: SocketAddr,
         remote: SocketAddr,
     ) -> Option<(ConnectionId, Arc<PeerConfig>)> {
-        let peer_id = *self
+        let known = self
             .addresses
             .get(&(remote.ip(), scope_of(remote)))
-            .or_else(|| self.addresses.get(&(remote.ip(), 0)))?;
+            .or_else(|| self.addresses.get(&(remote.ip(), 0)));
+        let peer_id = match known {
+            Some(peer_id) => *peer_id,
+            None => self.admit(now, local, remote)?,
+        };
         let config = Arc::clone(&self.peers.get(&peer_id)?.config);
         if config
             .local_address
@@ -119,27 +123,37 @@ impl Speaker {
             }
             Some(Received::Update(update)) => {
                 if let Some(peer) = self.peers.get_mut(&peer_id) {
-                    peer.count_faults(&update.faults);
+                    peer.count_faults(now, &update.faults);
                 }
                 if let Err(limit) = self.rib.update(now, peer_id, &update) {
-                    // RFC 4486 §4
-                    let error = Notification::maximum_prefixes(limit.family, limit.limit);
-                    let rest = self
-                        .peers
-                        .get(&peer_id)
-                        .and_then(|peer| peer.config.max_prefixes_restart);
-                    self.with_session(now, peer_id, |session, cx| {
-                        session.fail(cx, error);
-                        if let Some(rest) = rest {
-                            session.rest(cx, rest);
-                        }
-                    });
+                    self.too_many_prefixes(now, peer_id, limit.family, limit.limit);
                 }
                 if update.end_of_rib.is_some() {
                     self.check_first_sync(now);
                 }
             }
         }
+    }
+
+    /// RFC 4486 §4
+    pub(super) fn too_many_prefixes(
+        &mut self,
+        now: Instant,
+        peer_id: PeerId,
+        family: Family,
+        limit: u32,
+    ) {
+        let error = Notification::maximum_prefixes(family, limit);
+        let rest = self
+            .peers
+            .get(&peer_id)
+            .and_then(|peer| peer.config.max_prefixes_restart);
+        self.with_session(now, peer_id, |session, cx| {
+            session.fail(cx, error);
+            if let Some(rest) = rest {
+                session.rest(cx, rest);
+            }
+        });
     }
 
     /// Everything sent on the connection so far was taken by the transport.
@@ -166,7 +180,7 @@ impl Speaker {
 }
 
 /// Only link-local addresses need the interface to be told apart.
-fn scope_of(address: SocketAddr) -> u32 {
+pub(super) fn scope_of(address: SocketAddr) -> u32 {
     match address {
         SocketAddr::V4(_) => 0,
         SocketAddr::V6(address) => address.scope_id(),

@@ -33,6 +33,7 @@ impl Speaker {
             self.act(peer_id, action);
         }
         self.actions = actions;
+        self.note_idle(now, peer_id);
         self.reschedule(peer_id);
         Some(result)
     }
@@ -101,7 +102,8 @@ impl Speaker {
         let Some(peer) = self.peers.get_mut(&peer_id) else {
             return;
         };
-        let Some(deadline) = peer.session.deadline() else {
+        let forget_at = peer.origin.as_ref().and_then(|origin| origin.forget_at);
+        let Some(deadline) = peer.session.deadline().into_iter().chain(forget_at).min() else {
             return;
         };
         match peer.scheduled {

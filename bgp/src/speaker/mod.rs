@@ -18,10 +18,14 @@ pub mod config;
 mod connections;
 mod events;
 mod link;
+mod live;
 mod outputs;
 mod peer;
+mod ranges;
 pub mod status;
 mod sync;
+#[cfg(test)]
+mod tests;
 
 pub use link::Link;
 
@@ -36,9 +40,12 @@ use indexmap::IndexMap;
 
 use self::{
     config::{ConfigError, PeerConfig, SpeakerConfig},
-    peer::Peer,
+    peer::{Origin, Peer},
+    ranges::Range,
     sync::{EndOfRib, FirstSync},
 };
+pub use live::Applied;
+
 use crate::{
     attributes::Via,
     message::Negotiated,
@@ -52,12 +59,35 @@ use crate::{
 pub enum AdminError {
     #[error("there is no BGP peer named {0:?}")]
     UnknownPeer(String),
+    #[error("peer {0:?} came from a range; the range is what can be changed")]
+    OfRange(String),
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error("cannot set the TCP MD5 password for peer {peer:?} on a listening socket: {reason}")]
     Password { peer: String, reason: String },
+    #[error(
+        "peer {0:?} cannot be asked for its routes: it has no session, or did not announce route \
+         refresh (RFC 2918)"
+    )]
+    NoRefresh(String),
     #[error("the BGP speaker has stopped")]
     Stopped,
+}
+
+/// In which directions routes are exchanged anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SoftReset {
+    /// Ask the peer for its routes (RFC 2918).
+    pub receive: bool,
+    /// Send it ours.
+    pub send: bool,
+}
+
+impl SoftReset {
+    pub const BOTH: SoftReset = SoftReset {
+        receive: true,
+        send: true,
+    };
 }
 
 /// What happened to a connection.
@@ -97,6 +127,8 @@ pub struct Speaker {
     config: SpeakerConfig,
     rib: Rib,
     peers: IndexMap<PeerId, Peer>,
+    /// Where other neighbours may come from, by name.
+    ranges: IndexMap<String, Range>,
     names: HashMap<String, PeerId>,
     addresses: HashMap<(IpAddr, u32), PeerId>,
     connections: HashMap<ConnectionId, Connection>,
@@ -111,6 +143,8 @@ pub struct Speaker {
     /// Peers that may have something to be sent; each at most once.
     pullable: VecDeque<PeerId>,
     changed: BTreeSet<PeerId>,
+    /// Names of peers that were removed or forgotten, to be reported.
+    gone: Vec<String>,
     first_sync: FirstSync,
     end_of_rib: EndOfRib,
     /// Watched next hops of which nothing was said yet.
@@ -143,6 +177,7 @@ impl Speaker {
         let mut speaker = Self {
             rib,
             peers: IndexMap::new(),
+            ranges: IndexMap::new(),
             names: HashMap::new(),
             addresses: HashMap::new(),
             connections: HashMap::new(),
@@ -154,10 +189,12 @@ impl Speaker {
             deadlines: BTreeSet::new(),
             pullable: VecDeque::new(),
             changed: BTreeSet::new(),
+            gone: Vec::new(),
             end_of_rib: EndOfRib::Held,
             unanswered: HashSet::new(),
             first_sync: FirstSync::Waiting {
                 deadline: now + config.first_sync_timeout,
+                checked_at: now,
             },
             config,
         };
@@ -165,7 +202,12 @@ impl Speaker {
             speaker.rib.originate(now, prefix, route);
         }
         for peer in std::mem::take(&mut speaker.config.peers) {
-            speaker.insert_peer(now, peer);
+            speaker.insert_peer(now, peer, None);
+        }
+        for range in std::mem::take(&mut speaker.config.ranges) {
+            speaker
+                .ranges
+                .insert(range.peer.name.clone(), Range::new(range));
         }
         speaker.check_first_sync(now);
         Ok(speaker)
@@ -178,7 +220,13 @@ impl Speaker {
             .ok_or_else(|| AdminError::UnknownPeer(name.to_owned()))
     }
 
-    pub(super) fn insert_peer(&mut self, now: Instant, config: PeerConfig) -> PeerId {
+    /// `range`: the one it came from.
+    pub(super) fn insert_peer(
+        &mut self,
+        now: Instant,
+        config: PeerConfig,
+        range: Option<String>,
+    ) -> PeerId {
         let peer_id = PeerId(self.next_peer);
         self.next_peer += 1;
         self.names.insert(config.name.clone(), peer_id);
@@ -188,10 +236,16 @@ impl Speaker {
             &self.config,
             &config,
             matches!(self.first_sync, FirstSync::Waiting { .. }),
+            range.is_some(),
         );
         let start = !config.shutdown;
         let session = Session::new(now, settings, self.rng.u64(..));
-        self.peers.insert(peer_id, Peer::new(config, session));
+        let origin = range.map(|range| Origin {
+            range,
+            forget_at: None,
+        });
+        self.peers
+            .insert(peer_id, Peer::new(config, session, origin));
         if start {
             self.with_session(now, peer_id, |session, cx| session.start(cx));
         }

@@ -2,11 +2,8 @@
 
 use std::time::Instant;
 
-use super::{Output, Speaker, sync::FirstSync};
-use crate::{
-    rib::{NextHopWatch, RouteChange},
-    types::PeerId,
-};
+use super::{Output, Speaker, status::PeerStatus, sync::FirstSync};
+use crate::rib::{NextHopWatch, RouteChange};
 
 /// About how many octets of UPDATEs are made for a peer at once.
 const PULL_BUDGET: usize = 64 * 1024;
@@ -34,6 +31,7 @@ impl Speaker {
             {
                 peer.scheduled = None;
             }
+            self.forget_if_due(now, peer_id);
             self.with_session(now, peer_id, |session, cx| session.timeout(cx));
         }
         if matches!(self.first_sync, FirstSync::Resolving { give_up_at } if give_up_at <= now) {
@@ -87,8 +85,20 @@ impl Speaker {
         Some(watch)
     }
 
-    /// A peer whose state has changed since it was last returned here.
-    pub fn poll_changed_peer(&mut self) -> Option<PeerId> {
-        self.changed.pop_first()
+    /// A peer whose state has changed since it was last returned here, with what is new of it.
+    pub fn poll_changed_peer(&mut self) -> Option<PeerStatus> {
+        let peer_id = self.changed.pop_first()?;
+        let peer = self.peers.get_mut(&peer_id)?;
+        peer.reported = true;
+        let news = peer.session.take_news();
+        let mut status = self.peer(peer_id)?;
+        status.news = news;
+        Some(status)
+    }
+
+    /// The name of a peer that [`poll_changed_peer`](Self::poll_changed_peer) has told of, and that
+    /// is there no longer.
+    pub fn poll_gone_peer(&mut self) -> Option<String> {
+        self.gone.pop()
     }
 }

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Instant};
 use super::{
     config::{PeerConfig, SpeakerConfig},
     link::{self, Link},
-    status::{FamilyStatus, PeerStatus},
+    status::{FamilyStatus, LastFault, PeerNews, PeerStatus},
 };
 use crate::{
     message::{Disposition, Fault},
@@ -22,19 +22,36 @@ pub(super) struct Peer {
     pub(super) scheduled: Option<Instant>,
     /// It is in the queue of peers to be sent UPDATEs.
     pub(super) queued: bool,
+    /// `None`: it is configured by itself.
+    pub(super) origin: Option<Origin>,
+    /// The program has heard of it, so it must hear of its end.
+    pub(super) reported: bool,
+    last_fault: Option<LastFault>,
+}
+
+/// Of a peer that came from a range.
+#[derive(Debug)]
+pub(super) struct Origin {
+    /// Name of the range.
+    pub(super) range: String,
+    /// Set while it holds nothing.
+    pub(super) forget_at: Option<Instant>,
 }
 
 impl Peer {
-    pub(super) fn new(config: PeerConfig, session: Session) -> Self {
+    pub(super) fn new(config: PeerConfig, session: Session, origin: Option<Origin>) -> Self {
         Self {
             config: Arc::new(config),
             session,
             scheduled: None,
             queued: false,
+            origin,
+            reported: false,
+            last_fault: None,
         }
     }
 
-    pub(super) fn count_faults(&mut self, faults: &[Fault]) {
+    pub(super) fn count_faults(&mut self, now: Instant, faults: &[Fault]) {
         let count = |disposition| {
             faults
                 .iter()
@@ -44,6 +61,15 @@ impl Peer {
         // One UPDATE is treated as withdrawn once, whatever is wrong with it.
         self.session.counters.treat_as_withdraw += count(Disposition::TreatAsWithdraw).min(1);
         self.session.counters.attributes_discarded += count(Disposition::AttributeDiscard);
+        self.session.counters.faults_ignored += count(Disposition::Ignored);
+        // The gravest, and of several the first.
+        let worst = faults.iter().rev().max_by_key(|fault| fault.disposition);
+        if let Some(fault) = worst {
+            self.last_fault = Some(LastFault {
+                fault: fault.clone(),
+                at: now,
+            });
+        }
     }
 
     pub(super) fn status(&self, id: PeerId, local: Option<SocketAddr>, rib: &Rib) -> PeerStatus {
@@ -62,6 +88,7 @@ impl Peer {
                     received: u64::from(counts.received),
                     accepted: u64::from(counts.accepted),
                     advertised: u64::from(counts.advertised),
+                    stale: u64::from(counts.stale),
                     end_of_rib_received: received[family.index()],
                     end_of_rib_sent: sent[family.index()],
                 }
@@ -72,8 +99,12 @@ impl Peer {
             name: self.config.name.clone(),
             address: self.config.address,
             port: self.config.port,
-            asn: self.config.asn,
+            asn: agreement
+                .as_ref()
+                .map(|agreement| agreement.remote.asn)
+                .or(self.config.asn.exact()),
             local_asn: self.session.settings().local_asn,
+            range: self.origin.as_ref().map(|origin| origin.range.clone()),
             state: self.session.peer_state(),
             since: self.session.since(),
             reason: self.session.reason(),
@@ -99,19 +130,34 @@ impl Peer {
             counters: self.session.counters,
             last_notification_sent: self.session.last_sent().cloned(),
             last_notification_received: self.session.last_received().cloned(),
+            last_fault: self.last_fault.clone(),
             next_connect_at: self.session.next_connect_at(),
+            timers: self.session.timers(),
+            configured_hold_time: self.config.timers.hold_time,
+            password: self.config.password.is_some(),
+            ttl_security: self.config.ttl_security,
+            max_prefixes: self.config.max_prefixes,
+            import: self.config.import.name().to_owned(),
+            export: self.config.export.name().to_owned(),
+            news: PeerNews::default(),
         }
     }
 }
 
 /// What a session must know of the configuration.
-pub(super) fn settings(speaker: &SpeakerConfig, peer: &PeerConfig, restarting: bool) -> Settings {
+pub(super) fn settings(
+    speaker: &SpeakerConfig,
+    peer: &PeerConfig,
+    restarting: bool,
+    of_range: bool,
+) -> Settings {
     Settings {
         local_asn: peer.local_as.unwrap_or(speaker.asn),
         router_id: speaker.router_id,
-        remote_asn: peer.asn,
+        remote_asn: peer.asn.clone(),
         families: peer.family_flags(),
         passive: peer.passive,
+        refuse_while_held: of_range,
         timers: peer.timers,
         graceful_restart: peer.graceful_restart,
         add_path_receive: peer.add_path_receive,
@@ -133,7 +179,7 @@ pub(super) fn rib_session(
     link: Option<Link>,
     up: Up,
 ) -> PeerRib {
-    let kind = if peer.asn == speaker.asn && peer.local_as.is_none() {
+    let kind = if up.remote.asn == speaker.asn && peer.local_as.is_none() {
         PeerKind::Internal
     } else {
         PeerKind::External

@@ -10,8 +10,9 @@ use ipnet::IpNet;
 
 use crate::{
     attributes::Attributes,
-    message::{Capability, Notification},
+    message::{Capability, Fault, Message, Notification},
     rib::Reason,
+    speaker::config::{BGP_PORT, RemoteAs},
     types::{Asn, Family, PeerId},
 };
 
@@ -33,8 +34,11 @@ pub struct PeerStatus {
     pub name: String,
     pub address: IpAddr,
     pub port: u16,
-    pub asn: Asn,
+    /// As configured, or as its OPEN says; `None` while it may be one of several.
+    pub asn: Option<Asn>,
     pub local_asn: Asn,
+    /// The range from which it came; `None`: it is configured by itself.
+    pub range: Option<String>,
     pub state: PeerState,
     /// When the state was entered.
     pub since: Instant,
@@ -55,8 +59,118 @@ pub struct PeerStatus {
     pub counters: PeerCounters,
     pub last_notification_sent: Option<LastNotification>,
     pub last_notification_received: Option<LastNotification>,
+    /// The last fault in an UPDATE that did not end the session (RFC 7606).
+    pub last_fault: Option<LastFault>,
     /// When a connection is tried next; none is planned when unset.
     pub next_connect_at: Option<Instant>,
+    pub timers: PeerTimers,
+    /// Hold time offered in the next OPEN.
+    pub configured_hold_time: Duration,
+    /// Segments are signed (TCP MD5).
+    pub password: bool,
+    /// GTSM (RFC 5082): the most hops away.
+    pub ttl_security: Option<u8>,
+    pub max_prefixes: Option<u32>,
+    /// Names of the policies in force.
+    pub import: String,
+    pub export: String,
+    /// New since the peer was last reported in [`Update::Peers`](crate::driver::Update); nothing
+    /// in other answers.
+    pub news: PeerNews,
+}
+
+impl PeerStatus {
+    /// A peer in Idle of which nothing else is known.
+    pub fn idle(id: PeerId, name: impl Into<String>, address: IpAddr, now: Instant) -> Self {
+        Self {
+            id,
+            name: name.into(),
+            address,
+            port: BGP_PORT,
+            asn: None,
+            local_asn: Asn(0),
+            range: None,
+            state: PeerState::Idle,
+            since: now,
+            reason: String::new(),
+            passive: false,
+            route_reflector_client: false,
+            remote_router_id: None,
+            local_address: None,
+            hold_time: None,
+            keepalive_interval: None,
+            capabilities_sent: Vec::new(),
+            capabilities_received: Vec::new(),
+            families: Vec::new(),
+            counters: PeerCounters::default(),
+            last_notification_sent: None,
+            last_notification_received: None,
+            last_fault: None,
+            next_connect_at: None,
+            timers: PeerTimers::default(),
+            configured_hold_time: Duration::ZERO,
+            password: false,
+            ttl_security: None,
+            max_prefixes: None,
+            import: String::new(),
+            export: String::new(),
+            news: PeerNews::default(),
+        }
+    }
+}
+
+/// What a log should tell of a peer, once each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerNews {
+    /// It has left Established, with the reason of that moment.
+    pub lost: Option<String>,
+    /// It has become Established.
+    pub established: bool,
+    /// There is another reason than before for which it is not Established.
+    pub reason: bool,
+}
+
+/// Deadlines that run now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PeerTimers {
+    /// The session ends unless something is heard before.
+    pub hold_expires_at: Option<Instant>,
+    pub keepalive_at: Option<Instant>,
+    /// The session ends unless the peer takes what was sent before (RFC 9687).
+    pub send_hold_expires_at: Option<Instant>,
+    pub next_connect_at: Option<Instant>,
+    /// Idle until then, after an error.
+    pub held_until: Option<Instant>,
+    /// Routes of the session before are kept until then (RFC 4724).
+    pub stale_until: Option<Instant>,
+}
+
+/// Neighbours that are known by a prefix.
+#[derive(Clone, Debug)]
+pub struct RangeStatus {
+    pub name: String,
+    pub range: IpNet,
+    pub asn: RemoteAs,
+    pub limit: usize,
+    /// Neighbours of it that are remembered now, and of these Established.
+    pub peers: usize,
+    pub established: usize,
+    /// Connections taken and refused since it was configured.
+    pub accepted: u64,
+    pub refused: u64,
+    pub last_refused: Option<Refused>,
+    pub password: bool,
+    /// Somebody has shut it down: nobody is taken.
+    pub shutdown: bool,
+}
+
+/// A connection that was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    pub address: IpAddr,
+    pub at: Instant,
+    /// For a person.
+    pub why: &'static str,
 }
 
 /// One enabled family of a peer.
@@ -68,6 +182,8 @@ pub struct FamilyStatus {
     pub received: u64,
     pub accepted: u64,
     pub advertised: u64,
+    /// Of those received: kept of the session before (RFC 4724).
+    pub stale: u64,
     pub end_of_rib_received: bool,
     pub end_of_rib_sent: bool,
 }
@@ -79,14 +195,46 @@ pub struct PeerCounters {
     pub messages_sent: u64,
     pub updates_received: u64,
     pub updates_sent: u64,
-    /// RFC 7606.
+    pub opens_received: u64,
+    pub opens_sent: u64,
+    pub keepalives_received: u64,
+    pub keepalives_sent: u64,
+    pub notifications_received: u64,
+    pub notifications_sent: u64,
+    /// ROUTE-REFRESH (RFC 2918).
+    pub refreshes_received: u64,
+    pub refreshes_sent: u64,
+    /// RFC 7606: UPDATEs whose routes were treated as withdrawn, attributes discarded, and what was
+    /// passed over because its family was not negotiated or its type not known here.
     pub treat_as_withdraw: u64,
     pub attributes_discarded: u64,
+    pub faults_ignored: u64,
     /// Times the session reached Established, and times it left it.
     pub established_count: u64,
     pub dropped_count: u64,
     pub bytes_received: u64,
     pub bytes_sent: u64,
+}
+
+impl PeerCounters {
+    /// By type; the sum is counted apart, because it also has what could not be decoded.
+    pub(crate) fn count_received(&mut self, message: &Message) {
+        let counter = match message {
+            Message::Open(_) => &mut self.opens_received,
+            Message::Update(_) => &mut self.updates_received,
+            Message::Notification(_) => &mut self.notifications_received,
+            Message::Keepalive => &mut self.keepalives_received,
+            Message::RouteRefresh(_) => &mut self.refreshes_received,
+        };
+        *counter += 1;
+    }
+}
+
+/// The last fault that the session survived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastFault {
+    pub fault: Fault,
+    pub at: Instant,
 }
 
 /// The last NOTIFICATION in one direction.

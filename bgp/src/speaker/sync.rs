@@ -15,6 +15,8 @@ const RESOLVING_TIME: Duration = Duration::from_secs(10);
 pub(super) enum FirstSync {
     Waiting {
         deadline: Instant,
+        /// When the tables were looked at last.
+        checked_at: Instant,
     },
     /// All tables are here; the program may still be looking for next hops.
     Resolving {
@@ -39,12 +41,17 @@ impl Speaker {
     /// When there is something to do about the start, apart from sessions.
     pub(super) fn first_sync_timeout(&self) -> Option<Instant> {
         match self.first_sync {
-            FirstSync::Waiting { deadline } => Some(
+            FirstSync::Waiting {
+                deadline,
+                checked_at,
+            } => Some(
                 self.peers
                     .values()
                     .filter_map(|peer| peer.session.initial_table_received())
                     .filter(|table| !table.complete && !table.sends_end_of_rib)
                     .map(|table| table.since + TABLE_WITHOUT_MARKER)
+                    // What was due before has not been enough.
+                    .filter(|at| *at > checked_at)
                     .fold(deadline, Instant::min),
             ),
             FirstSync::Resolving { give_up_at } => Some(give_up_at),
@@ -67,6 +74,13 @@ impl Speaker {
     }
 
     pub(super) fn check_first_sync(&mut self, now: Instant) {
+        let waiting = matches!(self.first_sync, FirstSync::Waiting { .. });
+        if !waiting && self.end_of_rib != EndOfRib::WaitingForPeers {
+            return;
+        }
+        if let FirstSync::Waiting { checked_at, .. } = &mut self.first_sync {
+            *checked_at = now;
+        }
         let has_table = |peer: &Peer| {
             peer.session.initial_table_received().map(|table| {
                 let complete = table.complete
@@ -74,34 +88,24 @@ impl Speaker {
                 (complete, table.restarting)
             })
         };
-        let peers = || {
-            self.peers
-                .values()
-                .filter(|peer| !peer.session.is_stopped())
-                .map(has_table)
-        };
+        // Who may come from a range, nobody knows.
+        let mut complete = !self.ranges.values().any(|range| !range.shutdown);
+        let mut complete_or_restarting = complete;
+        for peer in self.peers.values() {
+            if peer.origin.is_none() && !peer.session.is_stopped() {
+                let (table, restarting) = has_table(peer).unwrap_or_default();
+                complete &= table;
+                complete_or_restarting &= table || restarting;
+            }
+        }
         let past = match self.first_sync {
-            FirstSync::Waiting { deadline } => now >= deadline,
+            FirstSync::Waiting { deadline, .. } => now >= deadline,
             FirstSync::Resolving { .. } | FirstSync::Reached | FirstSync::Done => true,
         };
-        if self.end_of_rib == EndOfRib::WaitingForPeers
-            && (past
-                || peers().all(|table| {
-                    table.is_some_and(|(complete, restarting)| complete || restarting)
-                }))
-        {
+        if self.end_of_rib == EndOfRib::WaitingForPeers && (past || complete_or_restarting) {
             self.release_end_of_rib();
         }
-        if !matches!(self.first_sync, FirstSync::Waiting { .. }) {
-            return;
-        }
-        let all = self
-            .peers
-            .values()
-            .filter(|peer| !peer.session.is_stopped())
-            .map(has_table)
-            .all(|table| table.is_some_and(|(complete, _)| complete));
-        if all || past {
+        if waiting && (complete || past) {
             self.first_sync = FirstSync::Resolving {
                 give_up_at: now + RESOLVING_TIME,
             };

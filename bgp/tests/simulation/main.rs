@@ -20,7 +20,10 @@ use std::{
 use bgp::{
     policy::Policy,
     rib::Table,
-    speaker::config::{PeerConfig, SpeakerConfig},
+    speaker::{
+        SoftReset,
+        config::{PeerConfig, SpeakerConfig},
+    },
     types::{Asn, Family},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -200,7 +203,7 @@ fn trouble(world: &mut World, plan: &Plan) {
             let _ = speaker.reset_hard(now, &format!("n{b}"));
         }),
         _ => world.command(b, |speaker, now| {
-            let _ = speaker.reset_soft(now, &format!("n{a}"));
+            let _ = speaker.reset_soft(now, &format!("n{a}"), SoftReset::BOTH);
         }),
     }
 }

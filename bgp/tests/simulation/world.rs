@@ -415,9 +415,10 @@ impl World {
             }
             while let Some(peer) = self.nodes[node].speaker.poll_changed_peer() {
                 self.say(|| {
-                    let status = self.nodes[node].speaker.peer(peer);
-                    let status = status.map(|s| format!("{} {:?} {}", s.name, s.state, s.reason));
-                    format!("node {node}: {}", status.unwrap_or_default())
+                    format!(
+                        "node {node}: {} {:?} {}",
+                        peer.name, peer.state, peer.reason
+                    )
                 });
             }
             if !worked {

@@ -30,7 +30,7 @@ pub fn peer(status: &PeerStatus) -> v1::Peer {
         name: status.name.clone(),
         address: status.address.to_string(),
         port: status.port.into(),
-        asn: status.asn.0,
+        asn: status.asn.map_or(0, |asn| asn.0),
         local_asn: status.local_asn.0,
         state: peer_state(status.state).into(),
         since: Some(timestamp(wall_clock(status.since))),

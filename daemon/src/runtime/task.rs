@@ -10,7 +10,7 @@
 //! ```
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -100,8 +100,8 @@ pub(super) struct Task {
     callers: HashMap<Caller, Waiter>,
     next_caller: u64,
     watchers: Vec<Watcher>,
-    /// By peer name: `None` while Established, else the reason that was logged last.
-    peer_reasons: HashMap<String, Option<String>>,
+    /// Names of the peers that are Established.
+    established: HashSet<String>,
 }
 
 impl Task {
@@ -128,7 +128,7 @@ impl Task {
             callers: HashMap::new(),
             next_caller: 0,
             watchers: Vec::new(),
-            peer_reasons: HashMap::new(),
+            established: HashSet::new(),
         }
     }
 
@@ -396,6 +396,13 @@ impl Task {
                 }
                 self.ask_advertised();
             }
+            Update::PeersGone(names) => {
+                for name in names {
+                    self.established.remove(&name);
+                    tracing::info!(peer = name, "peer removed");
+                }
+                self.ask_advertised();
+            }
             Update::FirstSync => {
                 tracing::info!("every peer has sent its table, or had time enough");
                 self.node.handle_first_sync();
@@ -406,41 +413,31 @@ impl Task {
     /// For `systemctl status`, as of the last change of a peer.
     fn status_line(&self) -> String {
         let status = self.node.status();
-        let established = self.peer_reasons.values().filter(|reason| reason.is_none());
         format!(
             "{} workloads, {} blocks, {} BGP sessions established",
             status.workloads,
             status.blocks,
-            established.count()
+            self.established.len()
         )
     }
 
-    /// Each session that comes or goes, and each new reason why one does not come: a peer that is
-    /// away for a day is one line and not one for every attempt.
+    /// Each session that comes or goes, and each new reason why one does not come.
     fn log_peer(&mut self, peer: &PeerStatus) {
         let (name, address) = (&peer.name, peer.address);
-        let known = self.peer_reasons.get(name);
-        let was_established = known.is_some_and(Option::is_none);
+        if let Some(reason) = &peer.news.lost {
+            tracing::warn!(peer = name, %address, reason, "session lost");
+        }
         if peer.state == PeerState::Established {
-            if !was_established {
+            if self.established.insert(name.clone()) || peer.news.established {
                 tracing::info!(peer = name, %address, "session established");
             }
-            self.peer_reasons.insert(name.clone(), None);
-        } else if was_established {
-            tracing::warn!(peer = name, %address, reason = peer.reason, "session lost");
-            self.peer_reasons
-                .insert(name.clone(), Some(peer.reason.clone()));
-        } else {
-            // While a connection is under way there is no new reason yet.
-            let waits = matches!(peer.state, PeerState::Idle | PeerState::Active);
-            let new = waits && known.and_then(Option::as_ref) != Some(&peer.reason);
-            if new {
-                tracing::info!(peer = name, %address, reason = peer.reason, "session not established");
-                self.peer_reasons
-                    .insert(name.clone(), Some(peer.reason.clone()));
-            } else {
-                tracing::debug!(peer = name, %address, state = ?peer.state, reason = peer.reason, "session not established");
-            }
+            return;
+        }
+        self.established.remove(name);
+        if peer.news.reason {
+            tracing::info!(peer = name, %address, reason = peer.reason, "session not established");
+        } else if peer.news.lost.is_none() {
+            tracing::debug!(peer = name, %address, state = ?peer.state, reason = peer.reason, "session not established");
         }
     }
 

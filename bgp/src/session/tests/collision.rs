@@ -19,7 +19,7 @@ fn check(local: (u32, [u8; 4]), remote: (u32, [u8; 4]), first: First, expected: 
     let mut config = settings();
     config.local_asn = Asn(local.0);
     config.router_id = local.1.into();
-    config.remote_asn = Asn(remote.0);
+    config.remote_asn = Asn(remote.0).into();
     let open = Open {
         asn: Asn(remote.0),
         router_id: remote.1.into(),

@@ -256,7 +256,7 @@ fn an_equal_router_id_is_refused_inside_an_as_and_taken_between_two() {
         ..remote_open()
     };
     let mut config = settings();
-    config.remote_asn = Asn(LOCAL.0);
+    config.remote_asn = Asn(LOCAL.0).into();
     let mut bench = Bench::started(config);
     let connection = bench.connect();
     bench.take();

@@ -11,9 +11,7 @@ use std::{
 use bgp::{
     attributes::Attributes,
     rib::Reason,
-    speaker::status::{
-        PeerCounters, PeerState, PeerStatus, Route, RoutePage, RouteQuery, RouteTable,
-    },
+    speaker::status::{PeerState, PeerStatus, Route, RoutePage, RouteQuery, RouteTable},
     types::{Asn, PeerId},
 };
 use dataplane::{
@@ -82,29 +80,14 @@ impl MadeUp {
 #[tonic::async_trait]
 impl Network for MadeUp {
     async fn peers(&self) -> Vec<PeerStatus> {
+        let address = "192.0.2.2".parse().unwrap();
         vec![PeerStatus {
-            id: PeerId(1),
-            name: "tor".to_owned(),
-            address: "192.0.2.2".parse().unwrap(),
-            port: 179,
-            asn: Asn(65001),
+            asn: Some(Asn(65001)),
             local_asn: Asn(65000),
             state: PeerState::Established,
-            since: Instant::now(),
-            reason: String::new(),
-            passive: false,
-            route_reflector_client: false,
-            remote_router_id: None,
-            local_address: None,
             hold_time: Some(Duration::from_secs(9)),
             keepalive_interval: Some(Duration::from_secs(3)),
-            capabilities_sent: Vec::new(),
-            capabilities_received: Vec::new(),
-            families: Vec::new(),
-            counters: PeerCounters::default(),
-            last_notification_sent: None,
-            last_notification_received: None,
-            next_connect_at: None,
+            ..PeerStatus::idle(PeerId(1), "tor", address, Instant::now())
         }]
     }
 
