@@ -63,6 +63,13 @@ impl Attributes {
     pub fn has_community(&self, community: u32) -> bool {
         self.communities.contains(&community)
     }
+
+    /// Adds a community unless it is there.
+    pub fn add_community(&mut self, community: u32) {
+        if !self.has_community(community) {
+            self.communities.push(community);
+        }
+    }
 }
 
 /// A set of attributes, by type code: somebody on the way passed them on without knowing them, and

@@ -196,6 +196,9 @@ pub struct Negotiated {
     pub max_message_size: u16,
     pub route_refresh: bool,
     pub enhanced_route_refresh: bool,
+    /// We, and the peer, announced long-lived graceful restart beside graceful restart (RFC 9494).
+    pub long_lived_sent: bool,
+    pub long_lived_received: bool,
 }
 
 impl Open {
@@ -204,6 +207,19 @@ impl Open {
         self.capabilities
             .iter()
             .rfind(|capability| matches!(capability, Capability::GracefulRestart { .. }))
+    }
+
+    /// The Long-Lived Graceful Restart capability; without the Graceful Restart capability it is to
+    /// be ignored (RFC 9494 §3.1). Of several the last one counts.
+    pub fn long_lived_graceful_restart(&self) -> Option<&[(u16, u8, bool, u32)]> {
+        self.graceful_restart()?;
+        self.capabilities
+            .iter()
+            .rev()
+            .find_map(|capability| match capability {
+                Capability::LongLivedGracefulRestart(families) => Some(families.as_slice()),
+                _ => None,
+            })
     }
 
     /// Whether a capability without a value is present.
@@ -241,6 +257,8 @@ impl Default for Negotiated {
             max_message_size: 4096,
             route_refresh: false,
             enhanced_route_refresh: false,
+            long_lived_sent: false,
+            long_lived_received: false,
         }
     }
 }

@@ -16,6 +16,8 @@ use crate::types::PeerId;
 pub enum Step {
     /// Routes of our own always win.
     Local,
+    /// Long-lived stale routes are the least preferred (RFC 9494 §4.3).
+    LongLivedStale,
     LocalPref,
     AsPathLength,
     Origin,
@@ -36,6 +38,7 @@ impl Step {
     pub fn won(self) -> &'static str {
         match self {
             Self::Local => "originated here",
+            Self::LongLivedStale => "the others are long-lived stale",
             Self::LocalPref => "higher LOCAL_PREF",
             Self::AsPathLength => "shorter AS path",
             Self::Origin => "lower ORIGIN",
@@ -53,6 +56,7 @@ impl Step {
     pub fn lost(self) -> &'static str {
         match self {
             Self::Local => "another is originated here",
+            Self::LongLivedStale => "long-lived stale",
             Self::LocalPref => "lower LOCAL_PREF",
             Self::AsPathLength => "longer AS path",
             Self::Origin => "higher ORIGIN",
@@ -79,6 +83,7 @@ pub(super) struct Candidate {
     /// The caller's name for the path.
     pub(super) path: u32,
     pub(super) local: bool,
+    pub(super) long_lived_stale: bool,
     pub(super) local_pref: u32,
     pub(super) as_path_length: u32,
     pub(super) origin: u8,
@@ -102,6 +107,10 @@ pub(super) fn select(candidates: &mut [Candidate]) -> usize {
         .iter_mut()
         .for_each(|candidate| candidate.lost = None);
     eliminate(candidates, Step::Local, |candidate| !candidate.local);
+    // RFC 9494 §4.4
+    eliminate(candidates, Step::LongLivedStale, |candidate| {
+        candidate.long_lived_stale
+    });
     eliminate(candidates, Step::LocalPref, |candidate| {
         Reverse(candidate.local_pref)
     });

@@ -82,6 +82,10 @@ pub(super) fn withheld(
     if let Some(community) = forbidden {
         return Some(NotAdvertised::Community(*community));
     }
+    // RFC 9494 §4.3, and §4.6 for internal peers: see `attributes`.
+    if !internal && is_hidden_stale(to, attributes) {
+        return Some(NotAdvertised::LongLivedStale);
+    }
     // RFC 9234 §5, egress
     let upwards = matches!(
         to.role,
@@ -129,6 +133,15 @@ pub(super) fn attributes(
         }
     }
     policy::apply(sets, &mut out, to.local_as);
+    if from.has_community(well_known::LLGR_STALE) {
+        // RFC 9494 §4.3: whatever policy made of it.
+        out.add_community(well_known::LLGR_STALE);
+        if is_hidden_stale(to, from) {
+            // RFC 9494 §4.6
+            out.add_community(well_known::NO_EXPORT);
+            out.local_pref = Some(0);
+        }
+    }
     if to.kind == PeerKind::External {
         out.local_pref = None;
         // RFC 5065 §4.1: what is inside of a confederation is nobody's business outside of it.
@@ -162,6 +175,11 @@ fn remove_non_transitive_communities(out: &mut Attributes) {
         }
         !attribute.value.is_empty()
     });
+}
+
+/// A long-lived stale route towards a peer that has not said that it knows such routes.
+fn is_hidden_stale(to: &ExportParameters, attributes: &Attributes) -> bool {
+    attributes.has_community(well_known::LLGR_STALE) && !to.negotiated.long_lived_received
 }
 
 /// RFC 9234 §5, egress.

@@ -16,7 +16,7 @@ use super::{
     types::{LocalRoute, PrefixLimit, Pulled, RouteChange},
 };
 use crate::{
-    attributes::{Attributes, NextHop},
+    attributes::{Attributes, NextHop, well_known},
     message::Nlri,
     types::{Family, PeerId},
 };
@@ -78,7 +78,7 @@ impl<K: Prefix> FamilyRib<K> {
         nlri: &[Nlri<K::Net>],
     ) -> Result<(), PrefixLimit> {
         let received = shared.attributes.intern(attributes);
-        let mut import = Import::new(shared, slot, received);
+        let mut import = Import::new(shared, slot, received, false);
         let mut result = Ok(());
         for nlri in nlri {
             let key = K::new(nlri.prefix);
@@ -182,6 +182,44 @@ impl<K: Prefix> FamilyRib<K> {
             }
             if self.table.routes[route].is_live() {
                 left -= self.table.mark_stale(shared, route, slot);
+            }
+        }
+    }
+
+    /// Stale paths of the peer become long-lived stale; those that may not are removed.
+    pub(super) fn mark_long_lived(&mut self, shared: &mut Shared, slot: u16) {
+        let refuses = |shared: &Shared, id: u32| {
+            let attributes = &shared.attributes.get(id).attributes;
+            attributes.has_community(well_known::NO_LLGR)
+        };
+        for route in 0..self.table.routes.end() {
+            if shared.counts(slot, K::FAMILY).stale == 0 {
+                break;
+            }
+            if !self.table.routes[route].is_live() {
+                continue;
+            }
+            let (mut stale, mut refused) = (false, SmallVec::<[u32; 2]>::new());
+            for path in self.table.paths(route) {
+                if path.slot != slot || !path.is_stale() {
+                    continue;
+                }
+                stale = true;
+                // RFC 9494 §4.2: as sent by the peer, or as policy has it.
+                if refuses(shared, path.received) || refuses(shared, path.effective) {
+                    refused.push(path.path_id);
+                }
+            }
+            if !refused.is_empty() {
+                let (_, outcome) = self.table.remove_paths(shared, route, |path| {
+                    path.slot == slot && path.is_stale() && refused.contains(&path.path_id)
+                });
+                self.table.pin(route);
+                self.changed(shared, route, outcome);
+                self.reassess(shared, route, |other| other == slot);
+                self.table.unpin(route);
+            } else if stale {
+                self.reassess(shared, route, |other| other == slot);
             }
         }
     }
@@ -321,16 +359,22 @@ impl<K: Prefix> FamilyRib<K> {
 
     /// Asks import again about the learned paths of a prefix.
     fn reassess(&mut self, shared: &mut Shared, route: u32, which: impl Fn(u16) -> bool) {
-        let paths: SmallVec<[(u16, u32, u32); 4]> = self
+        let paths: SmallVec<[(u16, u32, u32, bool); 4]> = self
             .table
             .paths(route)
             .filter(|path| path.slot != LOCAL && which(path.slot))
-            .map(|path| (path.slot, path.path_id, path.received))
+            .map(|path| {
+                let long_lived = path.is_stale()
+                    && shared
+                        .peer(path.slot)
+                        .is_some_and(|peer| peer.long_lived[K::FAMILY.index()]);
+                (path.slot, path.path_id, path.received, long_lived)
+            })
             .collect();
         let key = self.table.routes[route].key;
         let within = self.is_within_originated(key);
-        for (slot, path_id, received) in paths {
-            let mut import = Import::new(shared, slot, received);
+        for (slot, path_id, received, long_lived) in paths {
+            let mut import = Import::new(shared, slot, received, long_lived);
             let (effective, verdict) = import.decide(shared, &key.ip_net(), within);
             import.finish(shared);
             let outcome = self

@@ -32,13 +32,15 @@ pub(super) struct Import {
     source: Source,
     /// Our number on the session.
     own: Asn,
+    /// For paths that are long-lived stale.
+    long_lived: bool,
     /// What rules with alterations made of the base, by rule; a reference is held to each.
     altered: SmallVec<[(usize, u32); 2]>,
 }
 
 impl Import {
     /// `received` must be referenced for as long as the import lasts.
-    pub(super) fn new(shared: &mut Shared, slot: u16, received: u32) -> Self {
+    pub(super) fn new(shared: &mut Shared, slot: u16, received: u32, long_lived: bool) -> Self {
         let peer = shared
             .peer(slot)
             .expect("updates come from peers that are up");
@@ -68,6 +70,7 @@ impl Import {
             policy,
             source,
             own,
+            long_lived,
             altered: SmallVec::new(),
         }
     }
@@ -115,6 +118,13 @@ impl Import {
                 }
             }
         };
+        if self.long_lived && effective != NO_ATTRIBUTES {
+            // RFC 9494 §4.2
+            let accepted = &shared.attributes.get(effective).attributes;
+            let mut stale = Attributes::clone(accepted);
+            stale.add_community(well_known::LLGR_STALE);
+            return (shared.attributes.intern(&Arc::new(stale)), verdict);
+        }
         shared.attributes.retain(effective);
         (effective, verdict)
     }

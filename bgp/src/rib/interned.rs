@@ -12,7 +12,7 @@ use super::{
     arena::{Arena, NONE},
     types::{NextHopState, NextHopWatch},
 };
-use crate::attributes::{Attributes, NextHop, Via};
+use crate::attributes::{Attributes, NextHop, Via, well_known};
 
 type Hasher = foldhash::fast::RandomState;
 
@@ -32,6 +32,8 @@ pub(super) struct AttributeSet {
     pub(super) as_path_length: u32,
     /// The leftmost number of the AS path; `None`: the route is of our own AS, or begins with a set.
     pub(super) neighbour: Option<u32>,
+    /// LLGR_STALE is among the communities (RFC 9494).
+    pub(super) long_lived_stale: bool,
 }
 
 #[derive(Debug)]
@@ -56,6 +58,7 @@ impl AttributeSets {
             hash: 0,
             as_path_length: 0,
             neighbour: None,
+            long_lived_stale: false,
         });
         Self {
             sets,
@@ -96,6 +99,7 @@ impl AttributeSets {
                     as_path_length: u32::try_from(attributes.as_path.path_length())
                         .unwrap_or(u32::MAX),
                     neighbour: attributes.as_path.neighbor().map(|asn| asn.0),
+                    long_lived_stale: attributes.has_community(well_known::LLGR_STALE),
                 });
                 let sets = &self.sets;
                 self.index.insert_unique(hash, id, |id| sets[*id].hash);

@@ -1,6 +1,6 @@
 //! The routing information base: Adj-RIB-In, Loc-RIB and Adj-RIB-Out of all peers (RFC 4271 §3.2,
-//! §9), route reflection (RFC 4456), graceful restart of peers (RFC 4724), refresh (RFC 2918,
-//! RFC 7313).
+//! §9), route reflection (RFC 4456), graceful restart of peers (RFC 4724, RFC 9494), refresh
+//! (RFC 2918, RFC 7313).
 //!
 //! ```text
 //!  update ─► import ─► table: paths by prefix, best first ─► forwarding changes (poll_change)
@@ -86,8 +86,8 @@ impl Rib {
         self.v6.join(&mut self.shared, slot, None);
     }
 
-    /// The session is gone. In the families with `keep_stale` its paths stay, marked stale; those
-    /// that were stale already are removed (RFC 4724 §4.2).
+    /// The session is gone. In the families with `keep_stale` its paths stay, marked stale. What
+    /// was stale before and may stay no longer is swept first, by the caller.
     pub fn peer_down(&mut self, peer: PeerId, keep_stale: [bool; 2]) {
         let Some(slot) = self.shared.slot(peer) else {
             return;
@@ -96,24 +96,49 @@ impl Rib {
         self.v6.leave(&mut self.shared, slot);
         if let Some(peer) = self.shared.peer_mut(slot) {
             peer.up = false;
+            peer.refreshing = [false; 2];
         }
         let [keep_v4, keep_v6] = keep_stale;
-        self.v4.remove_peer(&mut self.shared, slot, keep_v4);
-        self.v6.remove_peer(&mut self.shared, slot, keep_v6);
+        if !keep_v4 {
+            self.v4.remove_peer(&mut self.shared, slot, false);
+        }
+        if !keep_v6 {
+            self.v6.remove_peer(&mut self.shared, slot, false);
+        }
         self.v4.mark_stale(&mut self.shared, slot);
         self.v6.mark_stale(&mut self.shared, slot);
         self.shared.forget_if_gone(slot);
     }
 
-    /// Marks everything of the peer stale, as at the begin of a refresh (RFC 7313 §4).
+    /// The peer begins to send everything again: what it has sent is stale (RFC 7313 §4) until
+    /// `sweep_stale`.
     pub fn mark_stale(&mut self, peer: PeerId, family: Family) {
         let Some(slot) = self.shared.slot(peer) else {
             return;
         };
+        if let Some(peer) = self.shared.peer_mut(slot) {
+            peer.refreshing[family.index()] = true;
+        }
         match family {
             Family::Ipv4Unicast => self.v4.mark_stale(&mut self.shared, slot),
             Family::Ipv6Unicast => self.v6.mark_stale(&mut self.shared, slot),
         }
+    }
+
+    /// What is stale is from now on the least preferred, carries LLGR_STALE, and goes if it carries
+    /// NO_LLGR (RFC 9494 §4.2).
+    pub fn mark_long_lived(&mut self, peer: PeerId, family: Family) {
+        let Some(slot) = self.shared.slot(peer) else {
+            return;
+        };
+        if let Some(peer) = self.shared.peer_mut(slot) {
+            peer.long_lived[family.index()] = true;
+        }
+        match family {
+            Family::Ipv4Unicast => self.v4.mark_long_lived(&mut self.shared, slot),
+            Family::Ipv6Unicast => self.v6.mark_long_lived(&mut self.shared, slot),
+        }
+        self.shared.forget_if_gone(slot);
     }
 
     /// Removes what is still stale.
@@ -121,6 +146,10 @@ impl Rib {
         let Some(slot) = self.shared.slot(peer) else {
             return;
         };
+        if let Some(peer) = self.shared.peer_mut(slot) {
+            peer.refreshing[family.index()] = false;
+            peer.long_lived[family.index()] = false;
+        }
         match family {
             Family::Ipv4Unicast => self.v4.remove_peer(&mut self.shared, slot, true),
             Family::Ipv6Unicast => self.v6.remove_peer(&mut self.shared, slot, true),
@@ -129,7 +158,7 @@ impl Rib {
     }
 
     /// Applies a received UPDATE: withdrawals, then announcements. An End-of-RIB marker is noted
-    /// and sweeps stale paths. After an error the rest of the UPDATE was not applied; the session
+    /// and sweeps stale paths, unless they belong to a refresh under way. After an error the rest of the UPDATE was not applied; the session
     /// has to go down. Updates of a peer that is not up are ignored.
     pub fn update(
         &mut self,
@@ -164,10 +193,13 @@ impl Rib {
             }
         }
         if let Some(family) = update.end_of_rib {
-            if let Some(peer) = self.shared.peer_mut(slot) {
+            let refreshing = self.shared.peer_mut(slot).is_some_and(|peer| {
                 peer.counts[family.index()].end_of_rib_received = true;
+                peer.refreshing[family.index()]
+            });
+            if !refreshing {
+                self.sweep_stale(peer, family);
             }
-            self.sweep_stale(peer, family);
         }
         Ok(())
     }

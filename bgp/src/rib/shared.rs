@@ -54,6 +54,10 @@ pub(super) struct Peer {
     pub(super) notified: bool,
     /// The log has been warned of the number of prefixes, for each family.
     pub(super) warned: [bool; 2],
+    /// It sends everything again; what is stale waits for the end of that (RFC 7313).
+    pub(super) refreshing: [bool; 2],
+    /// Its stale paths are long-lived stale (RFC 9494).
+    pub(super) long_lived: [bool; 2],
     /// The update group it is a member of, for each family.
     pub(super) group: [Option<u32>; 2],
 }
@@ -149,6 +153,8 @@ impl Shared {
             counts: Default::default(),
             notified: false,
             warned: [false; 2],
+            refreshing: [false; 2],
+            long_lived: [false; 2],
             group: [None; 2],
         };
         let free = self

@@ -454,6 +454,9 @@ impl<K: Prefix> Table<K> {
         Some(Candidate {
             path: name,
             local: peer.is_none(),
+            // RFC 9494 §4.3: for routes of those to whom we have announced that we know it.
+            long_lived_stale: set.long_lived_stale
+                && peer.is_some_and(|peer| peer.session.negotiated.long_lived_sent),
             local_pref: attributes
                 .local_pref
                 .unwrap_or(shared.config.default_local_pref),

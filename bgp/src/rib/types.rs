@@ -347,6 +347,9 @@ pub enum NotAdvertised {
     Community(u32),
     /// RFC 9234 §5.
     OnlyToCustomer,
+    /// Kept of a session that ended long ago, and the peer does not know such routes
+    /// (RFC 9494 §4.3).
+    LongLivedStale,
     /// There is no address of our own that could stand as next hop.
     NoNextHop,
     /// The attributes leave no room for a prefix in a message.
@@ -369,6 +372,9 @@ impl fmt::Display for NotAdvertised {
                 write!(f, "it has the community {}", format_community(*community))
             }
             Self::OnlyToCustomer => f.write_str("it may go to customers only (ONLY_TO_CUSTOMER)"),
+            Self::LongLivedStale => f.write_str(
+                "it is long-lived stale, and the peer has not announced that capability",
+            ),
             Self::NoNextHop => f.write_str("no address of our own can be its next hop"),
             Self::TooLong => f.write_str("its attributes fill a message"),
         }

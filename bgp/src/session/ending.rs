@@ -7,9 +7,7 @@ use std::{
 };
 
 use super::{
-    Action, Cause, Context, Idle, Outgoing, Packet, Pending, Session, Stale, State, Trying,
-    machine::{both, dial, sweep},
-    open::graceful_restart,
+    Action, Cause, Context, Idle, Outgoing, Packet, Pending, Session, State, Trying, machine::dial,
     timers::Rate,
 };
 use crate::{message::Notification, types::ConnectionId, wire::notify};
@@ -188,31 +186,13 @@ impl Session {
         let State::Established(established) = &self.state else {
             return false;
         };
-        let mut keep_stale = [false; 2];
-        if keep
-            && self.settings.graceful_restart.is_some()
-            && let Some(restart) = graceful_restart(&established.remote)
-            && !restart.restart_time.is_zero()
-        {
-            keep_stale = both(restart.families, established.negotiated.families);
-            if keep_stale != [false; 2] {
-                self.stale = Some(Stale {
-                    families: keep_stale,
-                    until: cx.now + restart.restart_time,
-                });
-            }
-        }
-        // RFC 4724 §4.2: what was stale before and not refreshed goes at the next restart.
-        if let Some(resync) = established.resync {
-            sweep(cx, resync.families);
-        }
         let lasted = cx.now >= established.since + self.settings.timers.error_hold * 10;
         if lasted {
             self.errors.reset();
             self.returns = Rate::default();
         }
         self.counters.dropped_count += 1;
-        cx.actions.push(Action::Down { keep_stale });
+        self.keep_or_drop(cx, keep);
         lasted
     }
 

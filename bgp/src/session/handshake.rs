@@ -3,11 +3,11 @@
 use std::{mem, sync::Arc};
 
 use super::{
-    Action, Cause, Confirm, Context, Established, Outgoing, Packet, Pending, Session, Stage, Stale,
-    State, Trying, Up, Writer,
+    Action, Cause, Confirm, Context, Established, Outgoing, Packet, Pending, Session, Stage, State,
+    Trying, Up, Writer,
     ending::Failure,
-    machine::{Phase, both, sweep},
-    open::{self, graceful_restart},
+    machine::Phase,
+    open,
     timers::{Liveness, jitter},
 };
 use crate::{
@@ -178,7 +178,7 @@ impl Session {
             negotiated: Arc::clone(&negotiated),
         };
         cx.actions.push(Action::Up(Box::new(up)));
-        let resync = self.resume_stale(cx, &remote, negotiated.families);
+        self.resume_stale(cx, &remote, negotiated.families);
         self.state = State::Established(Box::new(Established {
             connection,
             sent,
@@ -189,32 +189,11 @@ impl Session {
             writer: Writer::Clear,
             end_of_rib_received: [false; 2],
             end_of_rib_sent: [false; 2],
-            resync,
+            refreshes: [None; 2],
             contender: None,
         }));
         self.was_established = true;
         self.dials.reset();
         self.counters.established_count += 1;
-    }
-
-    /// The peer is back: which of its kept routes may still wait for its End-of-RIB
-    /// (RFC 4724 §4.2).
-    pub(super) fn resume_stale(
-        &mut self,
-        cx: &mut Context<'_>,
-        remote: &Open,
-        negotiated: [bool; 2],
-    ) -> Option<Stale> {
-        let stale = self.stale.take()?;
-        let forwarding = graceful_restart(remote).map_or([false; 2], |restart| restart.forwarding);
-        let keep = both(stale.families, both(forwarding, negotiated));
-        sweep(
-            cx,
-            [stale.families[0] && !keep[0], stale.families[1] && !keep[1]],
-        );
-        (keep != [false; 2]).then(|| Stale {
-            families: keep,
-            until: cx.now + self.settings.timers.stale_time,
-        })
     }
 }

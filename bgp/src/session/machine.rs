@@ -210,18 +210,18 @@ impl Session {
             Message::Update(update) => {
                 if let Some(family) = update.end_of_rib {
                     established.end_of_rib_received[family.index()] = true;
-                    // The RIB has swept the stale routes with the marker.
-                    if let Some(stale) = &mut established.resync {
-                        stale.families[family.index()] = false;
-                        if stale.families == [false; 2] {
-                            established.resync = None;
-                        }
-                    }
+                    self.end_of_rib_received(family);
                 }
                 Received::Update(update)
             }
             // RFC 2918 §4: ignored unless we advertised the capability, which we always do.
-            Message::RouteRefresh(refresh) => Received::RouteRefresh(refresh),
+            Message::RouteRefresh(refresh) if refresh.subtype == 0 => {
+                Received::RouteRefresh(refresh)
+            }
+            Message::RouteRefresh(mark) => {
+                self.refresh_mark(cx, mark);
+                Received::Nothing
+            }
             Message::Keepalive | Message::Notification(_) => Received::Nothing,
             Message::Open(_) => {
                 let kind = 1;
@@ -276,9 +276,8 @@ impl Session {
 
     /// Does what is due. Calling it early or often is harmless.
     pub(crate) fn timeout(&mut self, cx: &mut Context<'_>) {
-        if self.stale.is_some_and(|stale| stale.until <= cx.now) {
-            self.sweep_stale(cx);
-        }
+        let established = matches!(self.state, State::Established(_));
+        self.stale_timeout(cx, established);
         if self
             .parked
             .as_ref()
@@ -307,14 +306,7 @@ impl Session {
                 }
                 _ => {}
             },
-            State::Established(established) => {
-                if let Some(stale) = established.resync
-                    && stale.until <= cx.now
-                {
-                    established.resync = None;
-                    sweep(cx, stale.families);
-                }
-            }
+            State::Established(_) => {}
         }
         let mut connections = [None; 2];
         match &self.state {
@@ -413,7 +405,6 @@ impl Session {
                 [
                     writer,
                     established.liveness.deadline(),
-                    established.resync.map(|stale| stale.until),
                     established.contender.as_ref().and_then(Pending::deadline),
                 ]
                 .into_iter()
@@ -421,7 +412,7 @@ impl Session {
                 .min()
             }
         };
-        let stale = self.stale.map(|stale| stale.until);
+        let stale = self.stale_deadline();
         let parked = self.parked.as_ref().map(|parked| parked.until);
         state.into_iter().chain(stale).chain(parked).min()
     }
@@ -497,12 +488,6 @@ impl Session {
     pub(super) fn send_hold(&self) -> Duration {
         let default = Duration::from_secs(480).max(self.settings.timers.hold_time * 2);
         self.settings.timers.send_hold.unwrap_or(default)
-    }
-
-    pub(super) fn sweep_stale(&mut self, cx: &mut Context<'_>) {
-        if let Some(stale) = self.stale.take() {
-            sweep(cx, stale.families);
-        }
     }
 
     /// Both sides keep routes over a NOTIFICATION (RFC 8538 §2).
@@ -594,19 +579,6 @@ pub(super) fn dial(cx: &mut Context<'_>) -> Outgoing {
     Outgoing::Dialing {
         connection,
         give_up_at: cx.now + DIAL_TIMEOUT,
-    }
-}
-
-/// By family: in both.
-pub(super) fn both(a: [bool; 2], b: [bool; 2]) -> [bool; 2] {
-    [a[0] && b[0], a[1] && b[1]]
-}
-
-pub(super) fn sweep(cx: &mut Context<'_>, families: [bool; 2]) {
-    for family in Family::ALL {
-        if families[family.index()] {
-            cx.actions.push(Action::SweepStale(family));
-        }
     }
 }
 

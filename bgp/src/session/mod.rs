@@ -29,6 +29,7 @@ mod live;
 mod machine;
 mod open;
 mod parked;
+mod stale;
 mod timers;
 
 #[cfg(test)]
@@ -42,13 +43,14 @@ use std::{
 
 use self::{
     parked::Parked,
+    stale::Stale,
     timers::{Backoff, Liveness, Rate},
 };
 use crate::{
     message::{Capability, Negotiated, Notification, Open, RouteRefresh, Update},
     rib::Role,
     speaker::{
-        config::{RemoteAs, Timers},
+        config::{LongLived, RemoteAs, Timers},
         status::{LastNotification, PeerCounters, PeerNews, PeerState},
     },
     types::{Asn, ConnectionId, Family},
@@ -68,6 +70,8 @@ pub(crate) struct Settings {
     pub(crate) timers: Timers,
     /// Advertised restart time; `None` turns graceful restart off.
     pub(crate) graceful_restart: Option<Duration>,
+    /// RFC 9494; counts beside `graceful_restart`.
+    pub(crate) long_lived: Option<LongLived>,
     /// Offer to take several paths for a prefix (RFC 7911).
     pub(crate) add_path_receive: bool,
     /// Offer to send several (RFC 7911).
@@ -114,8 +118,12 @@ pub(crate) enum Action {
     Down {
         keep_stale: [bool; 2],
     },
+    /// The peer begins to send the family again: what it has sent is stale.
+    MarkStale(Family),
     /// Routes of the family that are still stale go.
     SweepStale(Family),
+    /// Stale routes of the family become long-lived stale (RFC 9494 §4.2).
+    LongLived(Family),
 }
 
 /// A message other than UPDATE.
@@ -173,8 +181,8 @@ pub(crate) struct Session {
     /// Until then no connection is taken from a neighbour that is held after an error.
     rests_until: Option<Instant>,
     parked: Option<Parked>,
-    /// Routes of the last session that are still kept, while there is no new one.
-    stale: Option<Stale>,
+    /// Routes of earlier sessions that are still kept, by `Family::index`.
+    stale: [Option<Stale>; 2],
     /// Our process has kept the forwarding state since a session was last Established.
     was_established: bool,
     cause: Cause,
@@ -262,8 +270,8 @@ struct Established {
     writer: Writer,
     end_of_rib_received: [bool; 2],
     end_of_rib_sent: [bool; 2],
-    /// Routes of the session before this one that wait for the End-of-RIB of this one.
-    resync: Option<Stale>,
+    /// What the peer is sending again must be complete by then (RFC 7313 §4).
+    refreshes: [Option<Instant>; 2],
     /// A second connection of a peer that may have restarted (RFC 4724 §5).
     contender: Option<Pending>,
 }
@@ -278,13 +286,6 @@ enum Writer {
     },
 }
 
-/// Routes kept of a session that ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stale {
-    families: [bool; 2],
-    until: Instant,
-}
-
 impl Session {
     pub(crate) fn new(now: Instant, settings: Settings, seed: u64) -> Self {
         Self {
@@ -296,7 +297,7 @@ impl Session {
             returns: Rate::default(),
             rests_until: None,
             parked: None,
-            stale: None,
+            stale: [None; 2],
             was_established: false,
             cause: Cause::Start,
             shown: PeerState::Idle,

@@ -24,6 +24,7 @@ pub(super) fn local_open(settings: &Settings, forwarding: [bool; 2]) -> Open {
         })
         .collect();
     capabilities.push(Capability::RouteRefresh);
+    capabilities.push(Capability::EnhancedRouteRefresh);
     capabilities.push(Capability::FourOctetAs(settings.local_asn));
     capabilities.push(Capability::ExtendedMessage);
     // RFC 7911 §4: 1 is "receive", 2 "send", 3 both.
@@ -54,6 +55,20 @@ pub(super) fn local_open(settings: &Settings, forwarding: [bool; 2]) -> Open {
                 })
                 .collect(),
         });
+        // RFC 9494 §4.1: only beside the capability above. Without families it says that routes
+        // others have kept are understood.
+        if let Some(times) = settings.long_lived {
+            let stale_time = u32::try_from(times.stale_time.as_secs()).unwrap_or(u32::MAX);
+            let asked = families().filter(|_| stale_time > 0);
+            capabilities.push(Capability::LongLivedGracefulRestart(
+                asked
+                    .map(|family| {
+                        let (afi, safi) = family.afi_safi();
+                        (afi, safi, forwarding[family.index()], stale_time)
+                    })
+                    .collect(),
+            ));
+        }
     }
     Open {
         asn: settings.local_asn,

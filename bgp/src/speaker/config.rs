@@ -172,6 +172,8 @@ pub struct PeerConfig {
     pub timers: Timers,
     /// Advertise graceful restart (RFC 4724) with this restart time, at most 4,095 s.
     pub graceful_restart: Option<Duration>,
+    /// Long-lived graceful restart (RFC 9494); counts beside `graceful_restart`. `None`: off.
+    pub long_lived: Option<LongLived>,
     /// Configured, but kept in Idle until enabled.
     pub shutdown: bool,
 }
@@ -207,6 +209,7 @@ impl PeerConfig {
             role: None,
             timers: Timers::default(),
             graceful_restart: Some(Duration::from_secs(120)),
+            long_lived: None,
             shutdown: false,
         }
     }
@@ -257,6 +260,12 @@ impl PeerConfig {
         {
             return fail("the restart time must be at most 4095 s (RFC 4724 §3)");
         }
+        if self
+            .long_lived
+            .is_some_and(|times| times.stale_time > LongLived::MAX_TIME)
+        {
+            return fail("the long-lived stale time must be at most 16777215 s (RFC 9494 §3.1)");
+        }
         Ok(())
     }
 
@@ -270,6 +279,22 @@ impl PeerConfig {
     pub(crate) fn family_flags(&self) -> [bool; 2] {
         Family::ALL.map(|family| self.families.contains(&family))
     }
+}
+
+/// How long routes are kept when a neighbour does not come back within its restart time
+/// (RFC 9494).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LongLived {
+    /// What the neighbour is asked to keep ours for, at most 16,777,215 s. Zero: nothing is asked
+    /// for and nothing is kept, but routes that others have kept are told apart and passed on.
+    pub stale_time: Duration,
+    /// The most that the neighbour may ask us to keep its routes for.
+    pub max_stale_time: Duration,
+}
+
+impl LongLived {
+    /// 24 bits of seconds (RFC 9494 §3.1).
+    pub const MAX_TIME: Duration = Duration::from_secs(0x00ff_ffff);
 }
 
 /// How long things take. All but the hold time are local.

@@ -113,11 +113,8 @@ impl Speaker {
         });
         match received {
             None | Some(Received::Nothing) => {}
-            Some(Received::RouteRefresh(RouteRefresh { afi, safi, subtype })) => {
-                // RFC 7313 §5: the begin and end marks were not negotiated.
-                if subtype == 0
-                    && let Some(family) = Family::from_afi_safi(afi, safi)
-                {
+            Some(Received::RouteRefresh(RouteRefresh { afi, safi, .. })) => {
+                if let Some(family) = Family::from_afi_safi(afi, safi) {
                     self.rib.refresh(peer_id, family);
                 }
             }

@@ -81,7 +81,9 @@ impl Speaker {
                 self.queue_pull(peer_id);
             }
             Action::Down { keep_stale } => self.rib.peer_down(peer_id, keep_stale),
+            Action::MarkStale(family) => self.rib.mark_stale(peer_id, family),
             Action::SweepStale(family) => self.rib.sweep_stale(peer_id, family),
+            Action::LongLived(family) => self.rib.mark_long_lived(peer_id, family),
         }
     }
 

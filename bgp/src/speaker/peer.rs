@@ -160,6 +160,7 @@ pub(super) fn settings(
         refuse_while_held: of_range,
         timers: peer.timers,
         graceful_restart: peer.graceful_restart,
+        long_lived: peer.long_lived,
         add_path_receive: peer.add_path_receive,
         add_path_send: peer.add_path_send > 0,
         extended_next_hop: peer.offers_extended_next_hop(),

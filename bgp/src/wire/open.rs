@@ -174,6 +174,8 @@ pub fn negotiate(local: &Open, remote: &Open) -> Negotiated {
         },
         route_refresh: both(&Capability::RouteRefresh),
         enhanced_route_refresh: both(&Capability::EnhancedRouteRefresh),
+        long_lived_sent: local.long_lived_graceful_restart().is_some(),
+        long_lived_received: remote.long_lived_graceful_restart().is_some(),
     }
 }
 

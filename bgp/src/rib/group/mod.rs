@@ -67,6 +67,8 @@ struct Member {
     dump: Option<u32>,
     /// The member has been sent things before the dump began.
     refresh: Refresh,
+    /// A refresh with markers that waits for the End-of-RIB (RFC 7313 §4).
+    refresh_waits: bool,
     /// Out of step: prefix to what the member has (an output with a reference, or `UNKNOWN`).
     pending: HashMap<u32, u32, foldhash::fast::RandomState>,
     /// Outputs of the group that this member must not get.
@@ -80,6 +82,8 @@ pub(super) struct Departure {
     /// What it has been sent, or may have been; each pinned by the owner of this value.
     pub(super) had: Vec<u32>,
     pub(super) end_of_rib_sent: bool,
+    /// It was promised a refresh that has not come to its end.
+    refresh: bool,
 }
 
 #[derive(Debug)]
@@ -143,12 +147,18 @@ impl<K: Prefix> Group<K> {
             table.pin(*route);
             pending.insert(*route, UNKNOWN);
         }
+        let refresh = match before {
+            None => Refresh::None,
+            Some(before) if before.refresh && before.end_of_rib_sent => Refresh::Begin,
+            Some(_) => Refresh::Unasked,
+        };
         self.members.push(Member {
             peer,
             slot,
             position: None,
             dump: Some(0),
-            refresh: before.map_or(Refresh::None, |_| Refresh::Unasked),
+            refresh,
+            refresh_waits: before.is_some_and(|before| before.refresh && !before.end_of_rib_sent),
             pending,
             hidden: u32::try_from(hidden).unwrap_or(u32::MAX),
             end_of_rib_sent: before.is_some_and(|before| before.end_of_rib_sent),
@@ -172,6 +182,8 @@ impl<K: Prefix> Group<K> {
         Some(Departure {
             had,
             end_of_rib_sent: member.end_of_rib_sent,
+            refresh: member.refresh_waits
+                || matches!(member.refresh, Refresh::Begin | Refresh::Running),
         })
     }
 
@@ -220,6 +232,12 @@ impl<K: Prefix> Group<K> {
 
     pub(super) fn refresh(&mut self, table: &mut Table<K>, shared: &mut Shared, peer: PeerId) {
         if let Some(index) = self.member(peer) {
+            // RFC 7313 §4: no marker before the End-of-RIB.
+            let marks = self.parameters.negotiated.enhanced_route_refresh;
+            if marks && !self.members[index].end_of_rib_sent {
+                self.members[index].refresh_waits = true;
+                return;
+            }
             self.detach(table, index);
             let member = &mut self.members[index];
             member.dump = Some(0);
@@ -349,6 +367,10 @@ impl<K: Prefix> Group<K> {
                 encode_end_of_rib(out, family);
                 pulled.updates += 1;
                 pulled.end_of_rib[family.index()] = true;
+                if std::mem::take(&mut member.refresh_waits) {
+                    self.refresh(table, shared, peer);
+                    continue;
+                }
             }
             break;
         }

@@ -9,6 +9,7 @@ fn candidate(path: u32) -> Candidate {
     Candidate {
         path,
         local: false,
+        long_lived_stale: false,
         local_pref: 100,
         as_path_length: 2,
         origin: 0,
@@ -28,8 +29,9 @@ fn candidate(path: u32) -> Candidate {
 #[test]
 fn each_step_decides_when_all_before_it_are_equal_and_is_named() {
     type Change = fn(&mut Candidate);
-    let better: [(Step, Change); 11] = [
+    let better: [(Step, Change); 12] = [
         (Step::Local, |c| c.local = true),
+        (Step::LongLivedStale, |_| {}),
         (Step::LocalPref, |c| c.local_pref = 101),
         (Step::AsPathLength, |c| c.as_path_length = 1),
         // A lower ORIGIN is made by raising the other one, below.
@@ -47,6 +49,7 @@ fn each_step_decides_when_all_before_it_are_equal_and_is_named() {
         improve(&mut winner);
         let mut loser = candidate(2);
         match step {
+            Step::LongLivedStale => loser.long_lived_stale = true,
             Step::Origin => loser.origin = 2,
             Step::External => loser.external = false,
             _ => {}

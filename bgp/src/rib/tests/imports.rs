@@ -354,7 +354,7 @@ fn one_prefix_too_many_is_an_error_and_replacing_is_not() {
 }
 
 #[test]
-fn stale_paths_serve_until_end_of_rib_and_go_at_the_second_loss() {
+fn stale_paths_serve_until_they_are_swept_or_end_of_rib_comes() {
     // RFC 4724 §4.2
     let mut fixture = Fixture::with_peers(config(), [external(11)]);
     let (kept, lost) = (net("10.0.0.0/24"), net("10.0.1.0/24"));
@@ -368,7 +368,8 @@ fn stale_paths_serve_until_end_of_rib_and_go_at_the_second_loss() {
     fixture.update(11, announce(&attributes, &[kept]));
     assert_eq!(fixture.rib.counts(PeerId(11), Family::Ipv4Unicast).stale, 1);
     assert_eq!(fixture.forwarding.len(), 2);
-    // Lost again before End-of-RIB: what was stale already goes, the rest becomes stale.
+    // Lost again before End-of-RIB: the session sweeps what was stale; the rest becomes stale.
+    fixture.rib.sweep_stale(PeerId(11), Family::Ipv4Unicast);
     fixture.rib.peer_down(PeerId(11), [true; 2]);
     fixture.settle();
     assert_eq!(fixture.forwarding.keys().collect::<Vec<_>>(), [&kept]);

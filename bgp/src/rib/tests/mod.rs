@@ -7,6 +7,7 @@ mod exports;
 mod imports;
 mod model;
 mod sending;
+mod stale;
 mod views;
 
 use std::{

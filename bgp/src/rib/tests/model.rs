@@ -438,9 +438,7 @@ fn check(multipath: usize, limits: Limits, ops: &[Op]) {
                     continue;
                 }
                 model.peers[peer].up = false;
-                model.peers[peer]
-                    .paths
-                    .retain(|_, path| keep && !path.stale);
+                model.peers[peer].paths.retain(|_, _| keep);
                 model.peers[peer]
                     .paths
                     .values_mut()

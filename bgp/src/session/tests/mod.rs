@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod collision;
+mod long_lived;
 mod random;
 mod restart;
 mod table;
@@ -33,6 +34,7 @@ fn settings() -> Settings {
         passive: false,
         timers: Timers::default(),
         graceful_restart: None,
+        long_lived: None,
         role: None,
         restarting: None,
     }
@@ -198,6 +200,17 @@ fn refresh() -> Message {
         safi: 1,
         subtype: 0,
     })
+}
+
+/// The begin or the end of a refresh (RFC 7313).
+fn mark(family: Family, subtype: u8) -> Message {
+    let (afi, safi) = family.afi_safi();
+    Message::RouteRefresh(RouteRefresh { afi, safi, subtype })
+}
+
+fn enhanced(mut open: Open) -> Open {
+    open.capabilities.push(Capability::EnhancedRouteRefresh);
+    open
 }
 
 #[test]

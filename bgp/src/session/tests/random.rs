@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use proptest::prelude::*;
 
 use super::*;
+use crate::speaker::config::LongLived;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -20,6 +21,7 @@ enum Step {
     Keepalive(usize),
     Update(usize),
     EndOfRib(usize),
+    Mark(usize, u8),
     Notification(usize),
     Malformed(usize),
     Drop(usize),
@@ -40,6 +42,7 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (0..3usize).prop_map(Step::Keepalive),
         2 => (0..3usize).prop_map(Step::Update),
         2 => (0..3usize).prop_map(Step::EndOfRib),
+        2 => (0..3usize, 0..4u8).prop_map(|(index, subtype)| Step::Mark(index, subtype)),
         1 => (0..3usize).prop_map(Step::Notification),
         1 => (0..3usize).prop_map(Step::Malformed),
         3 => (0..3usize).prop_map(Step::Drop),
@@ -57,6 +60,8 @@ struct World {
     living: Vec<ConnectionId>,
     closed: HashSet<ConnectionId>,
     up: bool,
+    /// Families with stale routes, by `Family::index`.
+    stale: [bool; 2],
 }
 
 impl World {
@@ -82,10 +87,21 @@ impl World {
                     assert!(!std::mem::replace(&mut self.up, true), "up twice");
                     assert!(self.living.contains(&up.connection));
                 }
-                Action::Down { .. } => {
+                Action::Down { keep_stale } => {
                     assert!(std::mem::replace(&mut self.up, false), "down while down");
+                    self.stale = keep_stale;
                 }
-                Action::SweepStale(_) => {}
+                Action::MarkStale(family) => {
+                    assert!(self.up, "a refresh without a session");
+                    self.stale[family.index()] = true;
+                }
+                Action::SweepStale(family) => {
+                    assert!(
+                        std::mem::replace(&mut self.stale[family.index()], false),
+                        "nothing to sweep"
+                    );
+                }
+                Action::LongLived(family) => assert!(self.stale[family.index()]),
             }
         }
         // One dialled, one accepted, and one that waits whether it takes the place of either.
@@ -152,6 +168,15 @@ fn run(config: Settings, open: &Open, steps: &[Step]) {
             Step::EndOfRib(index) => {
                 if let Some(connection) = pick(index) {
                     bench.message(connection, end_of_rib(Family::Ipv4Unicast));
+                    if bench.session.peer_state() == PeerState::Established {
+                        // The RIB does it, but not amid a refresh.
+                        world.stale[0] &= bench.session.stale_deadline().is_some();
+                    }
+                }
+            }
+            Step::Mark(index, subtype) => {
+                if let Some(connection) = pick(index) {
+                    bench.message(connection, mark(Family::Ipv4Unicast, *subtype));
                 }
             }
             Step::Notification(index) => {
@@ -250,6 +275,7 @@ proptest! {
         restart in any::<bool>(),
         notification in any::<bool>(),
         delay in any::<bool>(),
+        long_lived in any::<bool>(),
     ) {
         let mut config = settings();
         config.passive = passive;
@@ -259,7 +285,15 @@ proptest! {
         if delay {
             config.timers.open_delay = Duration::from_secs(2);
         }
-        let open = if restart { restarting_open(notification) } else { remote_open() };
-        run(config, &open, &steps);
+        let mut open = if restart { restarting_open(notification) } else { remote_open() };
+        if long_lived {
+            config.long_lived = Some(LongLived {
+                stale_time: Duration::from_secs(30),
+                max_stale_time: Duration::from_secs(30),
+            });
+            let asked = vec![(1, 1, true, 20), (2, 1, false, 40)];
+            open.capabilities.push(Capability::LongLivedGracefulRestart(asked));
+        }
+        run(config, &enhanced(open), &steps);
     }
 }

@@ -44,12 +44,14 @@ enum Event {
     Cease,
     Keepalive,
     Refresh,
+    RefreshBegin,
+    RefreshEnd,
     Deadline,
     SilentHour,
     Stray,
 }
 
-const EVENTS: [Event; 18] = [
+const EVENTS: [Event; 20] = [
     Event::Start,
     Event::Stop,
     Event::Reset,
@@ -65,6 +67,8 @@ const EVENTS: [Event; 18] = [
     Event::Cease,
     Event::Keepalive,
     Event::Refresh,
+    Event::RefreshBegin,
+    Event::RefreshEnd,
     Event::Deadline,
     Event::SilentHour,
     Event::Stray,
@@ -114,7 +118,12 @@ fn enter(state: From) -> (Bench, ConnectionId) {
             bench.open(connection, remote_open());
             (bench, connection)
         }
-        From::Established => Bench::established(config, remote_open()),
+        From::Established => {
+            let (mut bench, connection) = Bench::established(config, enhanced(remote_open()));
+            // A refresh is under way, in the other family.
+            bench.message(connection, mark(Family::Ipv6Unicast, 1));
+            (bench, connection)
+        }
     }
 }
 
@@ -160,6 +169,8 @@ fn apply(bench: &mut Bench, connection: ConnectionId, event: Event) {
         }
         Event::Keepalive => drop(bench.message(connection, Message::Keepalive)),
         Event::Refresh => drop(bench.message(connection, refresh())),
+        Event::RefreshBegin => drop(bench.message(connection, mark(Family::Ipv4Unicast, 1))),
+        Event::RefreshEnd => drop(bench.message(connection, mark(Family::Ipv6Unicast, 2))),
         Event::Deadline => {
             if let Some(deadline) = bench.session.deadline() {
                 bench.now = deadline;
@@ -178,7 +189,8 @@ fn apply(bench: &mut Bench, connection: ConnectionId, event: Event) {
     }
 }
 
-/// "dial", "open", "keepalive", "1/2", "close", "up", "down", then the state.
+/// "dial", "open", "keepalive", "1/2", "close", "up", "down", and what becomes of
+/// kept routes, then the state.
 fn outcome(state: From, event: Event) -> String {
     let (mut bench, connection) = enter(state);
     bench.take();
@@ -198,7 +210,10 @@ fn outcome(state: From, event: Event) -> String {
                 }
                 Action::Up(_) => "up".into(),
                 Action::Down { .. } => "down".into(),
-                Action::Negotiated(..) | Action::SweepStale(_) => return None,
+                Action::MarkStale(family) => format!("mark-{family}"),
+                Action::SweepStale(family) => format!("sweep-{family}"),
+                Action::LongLived(family) => format!("long-lived-{family}"),
+                Action::Negotiated(..) => return None,
             })
         })
         .collect();

@@ -218,6 +218,8 @@ fn negotiation_takes_what_both_sides_have() {
             max_message_size: 65_535,
             route_refresh: false,
             enhanced_route_refresh: false,
+            long_lived_sent: false,
+            long_lived_received: false,
         }
     );
     // Seen from the other side, the directions of ADD-PATH are exchanged.
