@@ -41,13 +41,13 @@ impl Session {
                     )
             }
         };
-        unconnected && self.parked.is_none() && self.stale.is_none()
+        unconnected && self.parked.is_none() && self.stale == [None; 2]
     }
 
     /// Connected, but not Established.
     pub(crate) fn is_handshaking(&self) -> bool {
         matches!(&self.state, State::Trying(trying) if trying.pendings().next().is_some())
-            && self.stale.is_none()
+            && self.stale == [None; 2]
     }
 
     /// Until when no connection is dialled, and from a neighbour of a range none taken either.
@@ -63,7 +63,7 @@ impl Session {
         let mut timers = PeerTimers {
             held_until: self.held_until(),
             next_connect_at: self.next_connect_at(),
-            stale_until: self.stale.map(|stale| stale.until),
+            stale_until: self.stale_deadline(),
             ..PeerTimers::default()
         };
         if let State::Established(established) = &self.state {
@@ -72,7 +72,6 @@ impl Session {
                 Writer::Clear => None,
                 Writer::Busy { give_up_at } => Some(give_up_at),
             };
-            timers.stale_until = established.resync.map(|stale| stale.until);
         }
         timers
     }
