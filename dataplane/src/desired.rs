@@ -202,11 +202,14 @@ impl std::fmt::Display for Protocol {
 /// What the node's filter table is made of besides the workloads' [`Access`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FilterSettings {
-    /// Where workloads are: what goes there is not masqueraded. All pools, and the subnets of
-    /// bridges.
+    /// Where workloads are: what goes there is not masqueraded. All pools; the subnets of bridges
+    /// come by themselves.
     pub inside: Vec<IpNet>,
-    /// Sources that are masqueraded towards everything else.
+    /// Sources that are masqueraded towards everything else: pools.
     pub masquerade: Vec<IpNet>,
+    /// Subnets of bridges, to which no other node has a route: masqueraded towards everything but
+    /// workloads of this node.
+    pub bridged: Vec<IpNet>,
 }
 
 /// A network namespace, by path and by identity: a path such as `/proc/PID/ns/net` may name another

@@ -11,6 +11,7 @@
 
 pub mod desired;
 pub mod fake;
+pub mod filter;
 pub mod kernel;
 pub mod linux;
 pub mod reconcile;

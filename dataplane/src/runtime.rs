@@ -8,6 +8,11 @@
 //! | commands | [`COMMANDS`] | the caller waits |
 //! | events | [`EVENTS`] lists, then [`EVENT_BACKLOG`] events | no commands are taken until the daemon reads |
 //! | kernel's changes | the socket's buffer | the kernel drops them: everything is read again |
+//!
+//! The filter table has a core and a driver of its own ([`filtering`]), so that a slow transaction
+//! there holds up no route. A workload is reported when both are done with it.
+
+mod filtering;
 
 use std::{
     net::IpAddr,
@@ -22,14 +27,17 @@ use tokio::{
 };
 
 use crate::{
-    desired::{Event, Object, ObjectId, Source, Via},
+    desired::{Event, FilterSettings, Object, ObjectId, Source, Via},
     kernel::{OpError, OpResult, Snapshot},
-    linux::{ChangeEvent, Changes, Kernel, OpenError},
+    linux::{ChangeEvent, Changes, Kernel, OpenError, nftables},
     reconcile::{
         BatchId, Config, KernelRoute, Lookup, NextHopView, ObjectStatus, Output, QueryId,
         Reconciler, Status,
     },
 };
+
+pub use self::filtering::FilterStatus;
+use self::filtering::Filtering;
 
 /// Commands that wait. Each can carry many objects.
 const COMMANDS: usize = 256;
@@ -56,6 +64,8 @@ enum Command {
         add: Vec<Via>,
         remove: Vec<Via>,
     },
+    SetFilter(FilterSettings),
+    FilterStatus(oneshot::Sender<FilterStatus>),
     /// Looks at the reconciler and sends away what it saw.
     View(Box<dyn FnOnce(&Reconciler) + Send>),
     Shutdown,
@@ -80,6 +90,19 @@ impl Handle {
     /// All that this source wants has been set: what else carries our marks may be deleted.
     pub async fn source_synced(&self, source: Source) -> Result<(), Stopped> {
         self.send(Command::SourceSynced(source)).await
+    }
+
+    /// What the filter table is made of. Until the first call there is no table, and ports are not
+    /// published.
+    pub async fn set_filter(&self, settings: FilterSettings) -> Result<(), Stopped> {
+        self.send(Command::SetFilter(settings)).await
+    }
+
+    /// Counts of the filter table, read from the kernel where it counts.
+    pub async fn filter_status(&self) -> Result<FilterStatus, Stopped> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Command::FilterStatus(answer)).await?;
+        answered.await.map_err(|_| Stopped)
     }
 
     /// Each added address is reported once soon, and then on every change.
@@ -159,6 +182,7 @@ impl Events {
 /// Starts the task; call it inside a tokio runtime. The network namespace is the calling thread's.
 pub fn spawn(config: Config) -> Result<(Handle, Events, JoinHandle<()>), OpenError> {
     let (kernel, changes) = Kernel::open()?;
+    let (filtering, filter_changes) = Filtering::open()?;
     let (commands, receiver) = mpsc::channel(COMMANDS);
     let (sender, lists) = mpsc::channel(EVENTS);
     let task = Task {
@@ -166,9 +190,10 @@ pub fn spawn(config: Config) -> Result<(Handle, Events, JoinHandle<()>), OpenErr
         kernel,
         batch: None,
         queries: FuturesUnordered::new(),
+        filtering,
         events: Vec::new(),
     };
-    let join = tokio::spawn(task.run(changes, receiver, sender));
+    let join = tokio::spawn(task.run(changes, filter_changes, receiver, sender));
     Ok((Handle { commands }, Events { lists }, join))
 }
 
@@ -180,6 +205,7 @@ struct Task {
     /// The batch on its way.
     batch: Option<BoxFuture<'static, (BatchId, Vec<OpResult>)>>,
     queries: FuturesUnordered<BoxFuture<'static, Answer>>,
+    filtering: Filtering,
     /// Not yet taken by the daemon.
     events: Vec<Event>,
 }
@@ -193,17 +219,23 @@ impl Task {
     async fn run(
         mut self,
         mut changes: Changes,
+        mut filter_changes: nftables::Changes,
         mut commands: mpsc::Receiver<Command>,
         events: mpsc::Sender<Vec<Event>>,
     ) {
         let mut taken = Vec::with_capacity(TAKEN_TOGETHER);
         let mut hearing = true;
+        let mut hearing_filter = true;
         loop {
             self.carry_out();
-            let timeout = self
-                .reconciler
-                .poll_timeout()
-                .unwrap_or_else(|| Instant::now() + FAR);
+            let timeout = [
+                self.reconciler.poll_timeout(),
+                self.filtering.poll_timeout(),
+            ]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or_else(|| Instant::now() + FAR);
             tokio::select! {
                 (id, results) = next_of(&mut self.batch) => {
                     self.batch = None;
@@ -227,6 +259,13 @@ impl Task {
                         };
                     }
                 }
+                Some(done) = self.filtering.done() => {
+                    self.filtering.handle_done(Instant::now(), done);
+                }
+                heard = filter_changes.next(), if hearing_filter => match heard {
+                    Some(heard) => self.filtering.handle_change(heard),
+                    None => hearing_filter = false,
+                },
                 count = commands.recv_many(&mut taken, TAKEN_TOGETHER),
                     if self.events.len() < EVENT_BACKLOG =>
                 {
@@ -247,7 +286,9 @@ impl Task {
                     Err(_) => return,
                 },
                 () = tokio::time::sleep_until(timeout.into()) => {
-                    self.reconciler.handle_timeout(Instant::now());
+                    let now = Instant::now();
+                    self.reconciler.handle_timeout(now);
+                    self.filtering.handle_timeout(now);
                 }
             }
         }
@@ -264,15 +305,24 @@ impl Task {
         match command {
             Command::Set(objects) => {
                 for object in objects {
+                    self.filtering.set(&object);
                     self.reconciler.set(now, object);
                 }
             }
             Command::Remove(ids) => {
                 for id in ids {
+                    self.filtering.remove(&id);
                     self.reconciler.remove(now, id);
                 }
             }
-            Command::SourceSynced(source) => self.reconciler.source_synced(now, source),
+            Command::SourceSynced(source) => {
+                if source == Source::Workload {
+                    self.filtering.synced();
+                }
+                self.reconciler.source_synced(now, source);
+            }
+            Command::SetFilter(settings) => self.filtering.set_settings(settings),
+            Command::FilterStatus(answer) => self.filtering.status(answer),
             Command::WatchNextHops { add, remove } => {
                 for address in remove {
                     self.reconciler.unwatch_next_hop(now, address);
@@ -299,9 +349,10 @@ impl Task {
                     let answer = self.kernel.query(query);
                     self.queries.push(async move { (id, answer.await) }.boxed());
                 }
-                Output::Event(event) => self.events.push(event),
+                Output::Event(event) => self.events.extend(self.filtering.pass(event)),
             }
         }
+        self.filtering.carry_out(&mut self.events);
     }
 }
 

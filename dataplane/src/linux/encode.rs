@@ -266,6 +266,20 @@ impl Encoder {
         self.pad();
     }
 
+    /// Attributes that another crate encodes.
+    pub(super) fn emit(&mut self, attributes: &impl Emitable) {
+        let start = self.buffer.len();
+        self.buffer.resize(start + attributes.buffer_len(), 0);
+        attributes.emit(&mut self.buffer[start..]);
+        self.pad();
+    }
+
+    /// Attributes that are encoded already.
+    pub(super) fn append(&mut self, attributes: &[u8]) {
+        self.buffer.extend_from_slice(attributes);
+        self.pad();
+    }
+
     // ---- whole messages ----
 
     pub(super) fn link(&mut self, kind: u16, flags: u16, sequence: u32, link: &LinkMessage) {

@@ -194,7 +194,7 @@ fn receive(socket: &Raw, buffer: &mut [u8]) -> io::Result<(usize, Option<i32>)> 
     Ok((length, nsid))
 }
 
-fn attach(socket: &Raw, program: &[libc::sock_filter]) -> io::Result<()> {
+pub(super) fn attach(socket: &Raw, program: &[libc::sock_filter]) -> io::Result<()> {
     let program = libc::sock_fprog {
         len: u16::try_from(program.len()).expect("a short program"),
         filter: program.as_ptr().cast_mut(),
@@ -217,13 +217,23 @@ fn attach(socket: &Raw, program: &[libc::sock_filter]) -> io::Result<()> {
     }
 }
 
+/// The beginning of a filter program: drops what the own sockets cause.
+pub(super) fn own_or(ports: Ports) -> Vec<libc::sock_filter> {
+    let one = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    vec![
+        // Load a word, mask it, compare, return.
+        one(0x20, 0, 0, 12),
+        one(0x54, 0, 0, Ports::MASK.to_be()),
+        one(0x15, 0, 1, ports.base().to_be()),
+        one(0x06, 0, 0, 0),
+    ]
+}
+
 /// The filter program. Offsets are those of `nlmsghdr` (16 bytes: length, type, flags, sequence,
 /// port id) and of the fixed header behind it. BPF loads are big-endian, netlink is native.
 fn filter(ports: Ports) -> Vec<libc::sock_filter> {
-    const LOAD_WORD: u16 = 0x20;
     const LOAD_HALF: u16 = 0x28;
     const LOAD_BYTE: u16 = 0x30;
-    const AND: u16 = 0x54;
     const JUMP_EQUAL: u16 = 0x15;
     const RETURN: u16 = 0x06;
     let one = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
@@ -231,13 +241,7 @@ fn filter(ports: Ports) -> Vec<libc::sock_filter> {
     let drop = one(RETURN, 0, 0, 0);
     let keep = one(RETURN, 0, 0, u32::MAX);
 
-    let mut program = vec![
-        // Caused by ourselves.
-        one(LOAD_WORD, 0, 0, 12),
-        one(AND, 0, 0, Ports::MASK.to_be()),
-        one(JUMP_EQUAL, 0, 1, ports.base().to_be()),
-        drop,
-    ];
+    let mut program = own_or(ports);
     // Links: not those of bridge ports (AF_BRIDGE).
     for wanted in [kind::NEW_LINK, kind::DELETE_LINK] {
         program.extend([

@@ -23,6 +23,7 @@ mod encode;
 mod group;
 mod listener;
 mod netns;
+pub mod nftables;
 mod pipe;
 mod read;
 mod socket;

@@ -5,7 +5,10 @@
 
 use std::{io, time::Duration};
 
-use netlink_sys::{Socket as Raw, SocketAddr, protocols::NETLINK_ROUTE};
+use netlink_sys::{
+    Socket as Raw, SocketAddr,
+    protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
+};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::{
@@ -55,7 +58,16 @@ pub(super) struct Socket {
 impl Socket {
     /// Opens a socket in the calling thread's namespace.
     pub(super) fn open(ports: Ports, number: u8) -> io::Result<Self> {
-        let mut raw = Raw::new(NETLINK_ROUTE)?;
+        Self::of(NETLINK_ROUTE, ports, number)
+    }
+
+    /// For nftables and conntrack, in the calling thread's namespace.
+    pub(super) fn open_netfilter(ports: Ports, number: u8) -> io::Result<Self> {
+        Self::of(NETLINK_NETFILTER, ports, number)
+    }
+
+    fn of(protocol: isize, ports: Ports, number: u8) -> io::Result<Self> {
+        let mut raw = Raw::new(protocol)?;
         raw.bind(&SocketAddr::new(ports.base | u32::from(number), 0))?;
         // Refusals without a copy of the request, but with the kernel's words.
         raw.set_cap_ack(true)?;

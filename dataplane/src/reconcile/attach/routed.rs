@@ -14,17 +14,17 @@ use super::{
         table::{MAIN, own_metric},
         values::{gateway, single, workload_mac},
     },
-    Want,
+    Spec, Want,
 };
 use crate::{
-    desired::Inside,
+    desired::{Access, Inside, PublishedPort},
     kernel::{
         Address, CreateVeth, GATEWAY_V6, Gateway, HOST_MAC, Neighbour, Op, PROTOCOL_AGENTD, Route,
         Target,
     },
 };
 
-impl Want<'_> {
+impl<'a> Want<'a> {
     pub(super) fn create_routed(&self, inside: &Inside, master: Option<u32>) -> Op {
         Op::CreateVeth(Box::new(CreateVeth {
             name: self.host_name(),
@@ -49,14 +49,43 @@ impl Want<'_> {
         }
     }
 
+    /// Answers to the node's own connections from 127.0.0.1 come back over this interface. What a
+    /// workload itself sends there is dropped by the filter table.
+    pub(super) fn route_localnet(&self) -> &'static str {
+        let reached = |port: &PublishedPort| match port.host_address {
+            None => true,
+            Some(address) => address.is_loopback(),
+        };
+        let published = self.access().is_some_and(|access| {
+            access.ports.iter().any(reached) && self.addresses().iter().any(IpAddr::is_ipv4)
+        });
+        if published { "1" } else { "0" }
+    }
+
+    /// Strict, but for those who may send from addresses that no route leads to them by: there the
+    /// filter table alone decides.
+    pub(super) fn reverse_path(&self) -> &'static str {
+        let more = self
+            .access()
+            .is_some_and(|access| access.allowed.iter().any(|prefix| prefix.addr().is_ipv4()));
+        if more { "2" } else { "1" }
+    }
+
+    fn access(&self) -> Option<&'a Access> {
+        match self.spec {
+            Spec::Workload(workload) => Some(&workload.access),
+            Spec::Bridge(_) => None,
+        }
+    }
+
     pub(super) fn routed_sysctls(&self) -> Vec<(String, &'static str)> {
         let interface = self.host_name();
         [
             ("ipv4/conf", "proxy_arp", "1"),
             ("ipv4/neigh", "proxy_delay", "0"),
             ("ipv4/conf", "forwarding", "1"),
-            ("ipv4/conf", "route_localnet", "0"),
-            ("ipv4/conf", "rp_filter", "1"),
+            ("ipv4/conf", "route_localnet", self.route_localnet()),
+            ("ipv4/conf", "rp_filter", self.reverse_path()),
             ("ipv6/conf", "disable_ipv6", "0"),
             ("ipv6/conf", "accept_dad", "0"),
             ("ipv6/conf", "accept_ra", "0"),

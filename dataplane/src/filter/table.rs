@@ -1,0 +1,553 @@
+//! What the table `inet agentd` is made of: sets, chains and rules.
+//!
+//! Chains and rules are the same on every node and at all times; they find the agent's interfaces by
+//! the prefix of their names. What differs stands in sets, so a change writes elements and nothing
+//! else, a lookup costs the same whatever their number, and a workload without [`Access`] needs no
+//! element at all.
+//!
+//! ```text
+//! prerouting -300   from the agent's interfaces: source     (drops what is not the workload's own)
+//! prerouting -100   to an address of the node: ports        (DNAT for clients outside and workloads)
+//! output     -100   to an address of the node: ports        (DNAT for the node itself)
+//! postrouting 100   after DNAT: hairpin; from pools to the world: masquerade
+//! ```
+//!
+//! Values are those of the kernel's `nf_tables.h`; offsets are those of the IPv4, IPv6, ICMPv6, TCP,
+//! UDP and SCTP headers.
+//!
+//! [`Access`]: crate::desired::Access
+
+use std::sync::LazyLock;
+
+use crate::kernel::INTERFACE_PREFIX;
+
+/// Of family `inet`.
+pub const TABLE: &str = "agentd";
+
+/// A set or map of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SetName {
+    /// Interfaces of workloads, and bridges, whose names do not have the prefix.
+    Interfaces,
+    /// Where workloads are.
+    Inside4,
+    Inside6,
+    /// Sources that are masqueraded towards everything outside.
+    Masquerade4,
+    Masquerade6,
+    /// Subnets of bridges: masqueraded towards everything but workloads of this node.
+    Bridged4,
+    Bridged6,
+    /// Interface and source, beside the workload's own addresses.
+    Allowed4,
+    Allowed6,
+    /// Workloads that can reach themselves through a published port: source and destination.
+    Hairpin4,
+    Hairpin6,
+    /// Published ports of one address of the node: address, protocol, port to address, port.
+    Ports4,
+    Ports6,
+    /// Published ports of every address of the node: protocol, port to address, port.
+    AnyPorts4,
+    AnyPorts6,
+}
+
+impl SetName {
+    pub const ALL: [SetName; 15] = [
+        SetName::Interfaces,
+        SetName::Inside4,
+        SetName::Inside6,
+        SetName::Masquerade4,
+        SetName::Masquerade6,
+        SetName::Bridged4,
+        SetName::Bridged6,
+        SetName::Allowed4,
+        SetName::Allowed6,
+        SetName::Hairpin4,
+        SetName::Hairpin6,
+        SetName::Ports4,
+        SetName::Ports6,
+        SetName::AnyPorts4,
+        SetName::AnyPorts6,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            SetName::Interfaces => "interfaces",
+            SetName::Inside4 => "inside4",
+            SetName::Inside6 => "inside6",
+            SetName::Masquerade4 => "masquerade4",
+            SetName::Masquerade6 => "masquerade6",
+            SetName::Bridged4 => "bridged4",
+            SetName::Bridged6 => "bridged6",
+            SetName::Allowed4 => "allowed4",
+            SetName::Allowed6 => "allowed6",
+            SetName::Hairpin4 => "hairpin4",
+            SetName::Hairpin6 => "hairpin6",
+            SetName::Ports4 => "ports4",
+            SetName::Ports6 => "ports6",
+            SetName::AnyPorts4 => "any-ports4",
+            SetName::AnyPorts6 => "any-ports6",
+        }
+    }
+
+    pub fn index(self) -> usize {
+        Self::ALL
+            .iter()
+            .position(|set| *set == self)
+            .expect("ALL names every set")
+    }
+
+    pub fn shape(self) -> Shape {
+        use Field::{Address4, Address6, Interface, Port, Protocol};
+        let (key, data, kind): (&[Field], &[Field], Kind) = match self {
+            SetName::Interfaces => (&[Interface], &[], Kind::Exact),
+            SetName::Inside4 | SetName::Masquerade4 | SetName::Bridged4 => {
+                (&[Address4], &[], Kind::Ranges)
+            }
+            SetName::Inside6 | SetName::Masquerade6 | SetName::Bridged6 => {
+                (&[Address6], &[], Kind::Ranges)
+            }
+            SetName::Allowed4 => (&[Interface, Address4], &[], Kind::KeyRanges),
+            SetName::Allowed6 => (&[Interface, Address6], &[], Kind::KeyRanges),
+            SetName::Hairpin4 => (&[Address4, Address4], &[], Kind::Exact),
+            SetName::Hairpin6 => (&[Address6, Address6], &[], Kind::Exact),
+            SetName::Ports4 => (&[Address4, Protocol, Port], &[Address4, Port], Kind::Exact),
+            SetName::Ports6 => (&[Address6, Protocol, Port], &[Address6, Port], Kind::Exact),
+            SetName::AnyPorts4 => (&[Protocol, Port], &[Address4, Port], Kind::Exact),
+            SetName::AnyPorts6 => (&[Protocol, Port], &[Address6, Port], Kind::Exact),
+        };
+        Shape { key, data, kind }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    pub key: &'static [Field],
+    /// Empty: a set and not a map.
+    pub data: &'static [Field],
+    pub kind: Kind,
+}
+
+/// How the kernel stores elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A hash table.
+    Exact,
+    /// Each range is two elements: its first address, and the first one behind it, marked as an end.
+    /// Replaced as a whole.
+    Ranges,
+    /// Each element has a first and a last key.
+    KeyRanges,
+}
+
+/// A part of a key or of data. Each occupies a multiple of four bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    Interface,
+    Address4,
+    Address6,
+    Protocol,
+    Port,
+}
+
+impl Field {
+    /// Bytes, padding included.
+    pub fn length(self) -> u32 {
+        match self {
+            Field::Interface | Field::Address6 => 16,
+            Field::Address4 | Field::Protocol | Field::Port => 4,
+        }
+    }
+
+    /// The number by which the nft program knows the type; the kernel only stores it.
+    pub fn type_number(self) -> u32 {
+        match self {
+            Field::Address4 => 7,
+            Field::Address6 => 8,
+            Field::Protocol => 12,
+            Field::Port => 13,
+            Field::Interface => 41,
+        }
+    }
+}
+
+/// A register, counted in words of 32 bits: 0 to 15.
+pub type Register = u8;
+
+/// The part of a packet an offset counts from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Base {
+    Network,
+    Transport,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meta {
+    InputName,
+    OutputName,
+    Family,
+    Layer4,
+}
+
+/// One step of a rule. A step that does not match ends the rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    Meta(Meta, Register),
+    Payload {
+        base: Base,
+        offset: u8,
+        length: u8,
+        into: Register,
+    },
+    Equal(Register, Vec<u8>),
+    NotEqual(Register, Vec<u8>),
+    /// Whether the registers from there on are in the set; of a map, the data goes into registers
+    /// from 0 on.
+    Find {
+        set: SetName,
+        from: Register,
+    },
+    NotIn {
+        set: SetName,
+        from: Register,
+    },
+    /// Interface that the route back to the source leads through, if it is the input's; else 0.
+    ReversePath(Register),
+    /// Kind of the destination (RTN_*).
+    DestinationKind(Register),
+    /// Bit IPS_DST_NAT of the connection, or 0.
+    DestinationTranslated(Register),
+    Counter,
+    /// To address and port in these registers.
+    TranslateTo {
+        ipv6: bool,
+        address: Register,
+        port: Register,
+    },
+    Masquerade,
+    Drop,
+    Return,
+    Jump(&'static str),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chain {
+    pub name: &'static str,
+    /// `None`: only jumped to.
+    pub hook: Option<Hook>,
+    pub rules: Vec<Vec<Step>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hook {
+    /// Chain type: `filter` or `nat`.
+    pub kind: &'static str,
+    /// NF_INET_*.
+    pub number: u32,
+    pub priority: i32,
+}
+
+/// Why packets are dropped, in order of the counters in the chain `source`.
+pub const DROP_REASONS: [&str; 4] = [
+    "router_advertisement",
+    "redirect",
+    "loopback_destination",
+    "source_address",
+];
+
+/// Chains in an order in which each stands before it is jumped to.
+pub static CHAINS: LazyLock<Vec<Chain>> = LazyLock::new(|| {
+    vec![
+        source(),
+        ports(),
+        hairpin(),
+        bridged(),
+        prerouting(),
+        translate("translate", NF_PRE_ROUTING),
+        translate("translate-own", NF_LOCAL_OUT),
+        postrouting(),
+    ]
+});
+
+const NF_PRE_ROUTING: u32 = 0;
+const NF_LOCAL_OUT: u32 = 3;
+const NF_POST_ROUTING: u32 = 4;
+const IPV4: u8 = 2;
+const IPV6: u8 = 10;
+const ICMPV6: u8 = 58;
+/// RFC 4861 §4.2, §4.5.
+const ROUTER_ADVERTISEMENT: u8 = 134;
+const REDIRECT: u8 = 137;
+const RTN_LOCAL: u32 = 2;
+
+fn family(number: u8) -> [Step; 2] {
+    [Step::Meta(Meta::Family, 0), Step::Equal(0, vec![number])]
+}
+
+fn network(offset: u8, length: u8, into: Register) -> Step {
+    Step::Payload {
+        base: Base::Network,
+        offset,
+        length,
+        into,
+    }
+}
+
+fn transport(offset: u8, length: u8, into: Register) -> Step {
+    Step::Payload {
+        base: Base::Transport,
+        offset,
+        length,
+        into,
+    }
+}
+
+fn rule(parts: impl IntoIterator<Item = impl IntoIterator<Item = Step>>) -> Vec<Step> {
+    parts.into_iter().flatten().collect()
+}
+
+/// From an interface of a workload. What returns goes on.
+fn source() -> Chain {
+    let icmpv6 = |kind: u8| {
+        rule([
+            vec![Step::Meta(Meta::Layer4, 0), Step::Equal(0, vec![ICMPV6])],
+            vec![transport(0, 1, 0), Step::Equal(0, vec![kind])],
+            vec![Step::Counter, Step::Drop],
+        ])
+    };
+    let allowed = |number, offset, length, set| {
+        rule([
+            family(number).to_vec(),
+            vec![Step::Meta(Meta::InputName, 0), network(offset, length, 4)],
+            vec![Step::Find { set, from: 0 }, Step::Return],
+        ])
+    };
+    Chain {
+        name: "source",
+        hook: None,
+        rules: vec![
+            icmpv6(ROUTER_ADVERTISEMENT),
+            icmpv6(REDIRECT),
+            // Interfaces with a port published at 127.0.0.1 have route_localnet: without this, the
+            // workload could reach what listens on the node's loopback.
+            rule([
+                family(IPV4).to_vec(),
+                vec![network(16, 1, 0), Step::Equal(0, vec![127])],
+                vec![Step::Counter, Step::Drop],
+            ]),
+            // Duplicate address detection, router solicitation, multicast listener reports
+            // (RFC 4862 §5.4.2, RFC 4861 §6.3.7, RFC 3590): never forwarded.
+            rule([
+                family(IPV6).to_vec(),
+                vec![network(8, 16, 0), Step::Equal(0, vec![0; 16])],
+                vec![Step::Meta(Meta::Layer4, 0), Step::Equal(0, vec![ICMPV6])],
+                vec![Step::Return],
+            ]),
+            vec![
+                Step::ReversePath(0),
+                Step::NotEqual(0, vec![0; 4]),
+                Step::Return,
+            ],
+            allowed(IPV4, 12, 4, SetName::Allowed4),
+            allowed(IPV6, 8, 16, SetName::Allowed6),
+            vec![Step::Counter, Step::Drop],
+        ],
+    }
+}
+
+fn ports() -> Chain {
+    // Into registers: address (one port, one address) or not (every address), protocol, port.
+    let exact = |number, offset, length: u8, set, ipv6| {
+        let words = length / 4;
+        rule([
+            family(number).to_vec(),
+            vec![
+                network(offset, length, 0),
+                Step::Meta(Meta::Layer4, words),
+                transport(2, 2, words + 1),
+                Step::Find { set, from: 0 },
+                Step::TranslateTo {
+                    ipv6,
+                    address: 0,
+                    port: words,
+                },
+            ],
+        ])
+    };
+    let any = |number, length: u8, set, ipv6| {
+        rule([
+            family(number).to_vec(),
+            vec![
+                Step::Meta(Meta::Layer4, 0),
+                transport(2, 2, 1),
+                Step::Find { set, from: 0 },
+                Step::TranslateTo {
+                    ipv6,
+                    address: 0,
+                    port: length / 4,
+                },
+            ],
+        ])
+    };
+    Chain {
+        name: "ports",
+        hook: None,
+        rules: vec![
+            exact(IPV4, 16, 4, SetName::Ports4, false),
+            any(IPV4, 4, SetName::AnyPorts4, false),
+            exact(IPV6, 24, 16, SetName::Ports6, true),
+            any(IPV6, 16, SetName::AnyPorts6, true),
+        ],
+    }
+}
+
+/// Connections to published ports whose answers would not come back through the node, or not to
+/// the address they are expected from.
+fn hairpin() -> Chain {
+    let both = |number, source, destination, length: u8, set| {
+        rule([
+            family(number).to_vec(),
+            vec![
+                network(source, length, 0),
+                network(destination, length, length / 4),
+                Step::Find { set, from: 0 },
+                Step::Masquerade,
+            ],
+        ])
+    };
+    let bridged = |number, source, destination, length, set| {
+        rule([
+            family(number).to_vec(),
+            vec![network(source, length, 0), Step::Find { set, from: 0 }],
+            vec![network(destination, length, 0), Step::Find { set, from: 0 }],
+            vec![Step::Masquerade],
+        ])
+    };
+    Chain {
+        name: "hairpin",
+        hook: None,
+        rules: vec![
+            both(IPV4, 12, 16, 4, SetName::Hairpin4),
+            both(IPV6, 8, 24, 16, SetName::Hairpin6),
+            // From the node to 127.0.0.1.
+            rule([
+                family(IPV4).to_vec(),
+                vec![network(12, 1, 0), Step::Equal(0, vec![127])],
+                vec![Step::Masquerade],
+            ]),
+            // On one bridge, answers would go past the node.
+            bridged(IPV4, 12, 16, 4, SetName::Bridged4),
+            bridged(IPV6, 8, 24, 16, SetName::Bridged6),
+        ],
+    }
+}
+
+/// From the subnet of a bridge: nobody outside of this node knows a route to it.
+fn bridged() -> Chain {
+    Chain {
+        name: "bridged",
+        hook: None,
+        rules: vec![
+            vec![
+                Step::Meta(Meta::OutputName, 0),
+                Step::Equal(0, INTERFACE_PREFIX.as_bytes().to_vec()),
+                Step::Return,
+            ],
+            vec![
+                Step::Meta(Meta::OutputName, 0),
+                Step::Find {
+                    set: SetName::Interfaces,
+                    from: 0,
+                },
+                Step::Return,
+            ],
+            vec![Step::Masquerade],
+        ],
+    }
+}
+
+fn prerouting() -> Chain {
+    Chain {
+        name: "prerouting",
+        hook: Some(Hook {
+            kind: "filter",
+            number: NF_PRE_ROUTING,
+            priority: -300,
+        }),
+        rules: vec![
+            vec![
+                Step::Meta(Meta::InputName, 0),
+                Step::Equal(0, INTERFACE_PREFIX.as_bytes().to_vec()),
+                Step::Jump("source"),
+            ],
+            vec![
+                Step::Meta(Meta::InputName, 0),
+                Step::Find {
+                    set: SetName::Interfaces,
+                    from: 0,
+                },
+                Step::Jump("source"),
+            ],
+        ],
+    }
+}
+
+fn translate(name: &'static str, number: u32) -> Chain {
+    Chain {
+        name,
+        hook: Some(Hook {
+            kind: "nat",
+            number,
+            priority: -100,
+        }),
+        rules: vec![vec![
+            Step::DestinationKind(0),
+            Step::Equal(0, RTN_LOCAL.to_ne_bytes().to_vec()),
+            Step::Jump("ports"),
+        ]],
+    }
+}
+
+fn postrouting() -> Chain {
+    let masquerade = |number, source, destination, length, from, to| {
+        rule([
+            family(number).to_vec(),
+            vec![
+                network(source, length, 0),
+                Step::Find { set: from, from: 0 },
+            ],
+            vec![
+                network(destination, length, 0),
+                Step::NotIn { set: to, from: 0 },
+            ],
+            vec![Step::Masquerade],
+        ])
+    };
+    let bridged = |number, offset, length, set| {
+        rule([
+            family(number).to_vec(),
+            vec![network(offset, length, 0), Step::Find { set, from: 0 }],
+            vec![Step::Jump("bridged")],
+        ])
+    };
+    Chain {
+        name: "postrouting",
+        hook: Some(Hook {
+            kind: "nat",
+            number: NF_POST_ROUTING,
+            priority: 100,
+        }),
+        rules: vec![
+            vec![
+                Step::DestinationTranslated(0),
+                Step::NotEqual(0, vec![0; 4]),
+                Step::Jump("hairpin"),
+            ],
+            masquerade(IPV4, 12, 16, 4, SetName::Masquerade4, SetName::Inside4),
+            masquerade(IPV6, 8, 24, 16, SetName::Masquerade6, SetName::Inside6),
+            bridged(IPV4, 12, 4, SetName::Bridged4),
+            bridged(IPV6, 8, 16, SetName::Bridged6),
+        ],
+    }
+}

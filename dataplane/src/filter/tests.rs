@@ -1,0 +1,602 @@
+//! The core against a kernel of this file, which does as nftables does: a transaction is carried out
+//! whole or not at all.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
+use proptest::prelude::*;
+
+use super::{
+    Event, Filter, Op, Output, Snapshot,
+    elements::{self, Key},
+    table::{CHAINS, SetName},
+};
+use crate::{
+    desired::{Access, FilterSettings, Protocol, PublishedPort},
+    kernel::OpError,
+};
+
+fn nets(texts: &[&str]) -> Vec<IpNet> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+fn settings() -> FilterSettings {
+    FilterSettings {
+        inside: nets(&["10.244.0.0/16", "fd00:244::/48"]),
+        masquerade: nets(&["10.244.0.0/16"]),
+        bridged: Vec::new(),
+    }
+}
+
+fn tcp(host_port: u16, container_port: u16) -> PublishedPort {
+    PublishedPort {
+        protocol: Protocol::Tcp,
+        host_address: None,
+        host_port,
+        container_port,
+    }
+}
+
+fn access(ports: &[PublishedPort], allowed: &[&str]) -> Access {
+    Access {
+        ports: ports.to_vec(),
+        allowed: nets(allowed),
+    }
+}
+
+fn addresses(host: u8) -> Vec<IpAddr> {
+    vec![
+        IpAddr::from([10, 244, 0, host]),
+        format!("fd00:244::{host:x}").parse().unwrap(),
+    ]
+}
+
+/// A kernel with one table.
+#[derive(Default)]
+struct Kernel {
+    table: Option<Table>,
+    writes: usize,
+    /// Answers to the next requests, one each.
+    faults: Vec<Option<i32>>,
+}
+
+#[derive(Clone, Default)]
+struct Table {
+    sets: BTreeSet<SetName>,
+    /// Chains, and whether their rules are right.
+    chains: Vec<(&'static str, usize)>,
+    elements: super::Sets,
+}
+
+impl Kernel {
+    fn fault(&mut self) -> Result<(), OpError> {
+        let fault = if self.faults.is_empty() {
+            None
+        } else {
+            self.faults.remove(0)
+        };
+        match fault {
+            Some(errno) => Err(OpError {
+                errno,
+                text: "injected".into(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn read(&mut self) -> Result<Box<Snapshot>, OpError> {
+        self.fault()?;
+        let Some(table) = &self.table else {
+            return Ok(Box::default());
+        };
+        let mut snapshot = Snapshot {
+            table: true,
+            sets: table.elements.clone(),
+            ..Snapshot::default()
+        };
+        for set in SetName::ALL {
+            if !table.sets.contains(&set) {
+                snapshot
+                    .wrong
+                    .push(format!("set {} was deleted", set.name()));
+            }
+        }
+        for chain in CHAINS.iter() {
+            match table.chains.iter().find(|(name, _)| *name == chain.name) {
+                None => snapshot
+                    .wrong
+                    .push(format!("chain {} was deleted", chain.name)),
+                Some((_, rules)) if *rules != chain.rules.len() => {
+                    snapshot.wrong_rules.push(chain.name);
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(Box::new(snapshot))
+    }
+
+    fn commit(&mut self, ops: &[Op]) -> Result<(), OpError> {
+        self.fault()?;
+        self.writes += 1;
+        let mut after = self.table.clone();
+        for op in ops {
+            apply(&mut after, op)?;
+        }
+        self.table = after;
+        Ok(())
+    }
+}
+
+fn refuse<T>(errno: i32) -> Result<T, OpError> {
+    Err(OpError {
+        errno,
+        text: "refused".into(),
+    })
+}
+
+fn apply(state: &mut Option<Table>, op: &Op) -> Result<(), OpError> {
+    const ENOENT: i32 = 2;
+    const EEXIST: i32 = 17;
+    match op {
+        Op::DeleteTable if state.take().is_none() => return refuse(ENOENT),
+        Op::DeleteTable => return Ok(()),
+        Op::CreateTable if state.is_some() => return refuse(EEXIST),
+        Op::CreateTable => {
+            *state = Some(Table::default());
+            return Ok(());
+        }
+        _ => {}
+    }
+    let Some(table) = state else {
+        return refuse(ENOENT);
+    };
+    match op {
+        Op::DeleteTable | Op::CreateTable => {}
+        Op::CreateSet(set) => {
+            table.sets.insert(*set);
+        }
+        Op::CreateChain(chain) => table.chains.push((chain, 0)),
+        Op::AddRules(chain) | Op::FlushChain(chain) => {
+            let Some(there) = table.chains.iter_mut().find(|(name, _)| name == chain) else {
+                return refuse(ENOENT);
+            };
+            there.1 = match op {
+                Op::AddRules(_) => {
+                    let spec = CHAINS.iter().find(|spec| spec.name == *chain).unwrap();
+                    there.1 + spec.rules.len()
+                }
+                _ => 0,
+            };
+        }
+        Op::FlushSet(set) if table.sets.contains(set) => table.elements[set.index()].clear(),
+        Op::AddElements(set, list) if table.sets.contains(set) => {
+            for (key, data) in list {
+                let there = table.elements[set.index()].insert(key.clone(), data.clone());
+                if there.is_some_and(|there| there != *data) {
+                    return refuse(EEXIST);
+                }
+            }
+        }
+        Op::DeleteElements(set, list) if table.sets.contains(set) => {
+            for key in list {
+                if table.elements[set.index()].remove(key).is_none() {
+                    return refuse(ENOENT);
+                }
+            }
+        }
+        _ => return refuse(ENOENT),
+    }
+    Ok(())
+}
+
+struct World {
+    filter: Filter,
+    kernel: Kernel,
+    now: Instant,
+    events: Vec<Event>,
+    commits: Vec<Vec<Op>>,
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            filter: Filter::new(),
+            kernel: Kernel::default(),
+            now: Instant::now(),
+            events: Vec::new(),
+            commits: Vec::new(),
+        }
+    }
+
+    fn with_settings() -> Self {
+        let mut world = Self::new();
+        world.filter.set_settings(settings());
+        world.filter.synced();
+        world
+    }
+
+    fn set(&mut self, id: &str, host: u8, access: &Access) {
+        let interface = format!("agt{id}");
+        self.filter
+            .set_workload(&id.into(), &interface, &addresses(host), access);
+    }
+
+    fn remove(&mut self, id: &str) {
+        let id: Arc<str> = id.into();
+        self.filter.remove_workload(&id);
+        self.filter.routes_removed(&id);
+    }
+
+    /// One output; whether there was one.
+    fn one(&mut self) -> bool {
+        let Some(output) = self.filter.poll_output() else {
+            return false;
+        };
+        match output {
+            Output::Read(id) => {
+                let snapshot = self.kernel.read();
+                self.filter.handle_snapshot(self.now, id, snapshot);
+            }
+            Output::Commit(id, ops) => {
+                let result = self.kernel.commit(&ops);
+                self.commits.push(ops);
+                self.filter.handle_committed(self.now, id, result);
+            }
+            Output::Flush(id, _) => self.filter.handle_flushed(id),
+            Output::Event(event) => self.events.push(event),
+        }
+        true
+    }
+
+    /// Until nothing is left to do, now or later.
+    fn settle(&mut self) -> Vec<Event> {
+        for _ in 0..10_000 {
+            if self.one() {
+                continue;
+            }
+            match self.filter.poll_timeout() {
+                Some(at) => {
+                    self.now = at.max(self.now + Duration::from_millis(1));
+                    self.filter.handle_timeout(self.now);
+                }
+                None => return std::mem::take(&mut self.events),
+            }
+        }
+        panic!("it never settles");
+    }
+
+    fn check(&mut self) {
+        let table = self.kernel.table.as_ref().expect("the table stands");
+        for set in SetName::ALL {
+            assert_eq!(
+                table.elements[set.index()],
+                self.filter.wanted[set.index()],
+                "{set:?}"
+            );
+        }
+        for chain in CHAINS.iter() {
+            let there = table.chains.iter().find(|(name, _)| *name == chain.name);
+            assert_eq!(there, Some(&(chain.name, chain.rules.len())));
+        }
+        let writes = self.kernel.writes;
+        self.filter.handle_change(None);
+        self.settle();
+        assert_eq!(self.kernel.writes, writes, "a second pass plans nothing");
+    }
+}
+
+#[test]
+fn without_settings_nothing_is_read_or_written() {
+    let mut world = World::new();
+    world.set("a", 1, &access(&[tcp(80, 80)], &[]));
+    assert!(!world.filter.is_pending("a"));
+    world.filter.synced();
+    assert!(world.settle().is_empty());
+    assert_eq!(world.kernel.writes, 0);
+    world.remove("a");
+    world.settle();
+}
+
+#[test]
+fn the_table_is_made_in_one_transaction_and_then_only_elements_are_written() {
+    let mut world = World::with_settings();
+    assert_eq!(world.settle(), [Event::Programmed]);
+    assert_eq!(world.kernel.writes, 1);
+    world.set("a", 1, &access(&[tcp(8080, 80)], &["192.0.2.0/24"]));
+    assert!(world.filter.is_pending("a"));
+    assert_eq!(world.settle(), [Event::Standing("a".into())]);
+    assert_eq!(world.kernel.writes, 2);
+    assert!(
+        world.commits[1]
+            .iter()
+            .all(|op| matches!(op, Op::AddElements(..)))
+    );
+    world.check();
+    world.remove("a");
+    assert_eq!(world.settle(), [Event::Gone("a".into())]);
+    assert!(
+        world.commits[2]
+            .iter()
+            .all(|op| matches!(op, Op::DeleteElements(..)))
+    );
+    world.check();
+}
+
+#[test]
+fn a_plain_workload_writes_nothing() {
+    let mut world = World::with_settings();
+    world.settle();
+    world.set("a", 1, &Access::default());
+    assert!(!world.filter.is_pending("a"));
+    world.remove("a");
+    assert!(world.settle().is_empty());
+    assert_eq!(world.kernel.writes, 1);
+}
+
+#[test]
+fn a_restart_with_unchanged_state_writes_nothing() {
+    let mut world = World::with_settings();
+    world.set("a", 1, &access(&[tcp(8080, 80)], &[]));
+    world.settle();
+    let writes = world.kernel.writes;
+
+    world.filter = Filter::new();
+    world.filter.set_settings(settings());
+    assert!(world.settle().is_empty(), "until all is known");
+    world.set("a", 1, &access(&[tcp(8080, 80)], &[]));
+    world.filter.synced();
+    assert_eq!(
+        world.settle(),
+        [Event::Programmed, Event::Standing("a".into())]
+    );
+    assert_eq!(world.kernel.writes, writes);
+}
+
+#[test]
+fn what_an_earlier_run_left_behind_is_removed_and_what_is_missing_added_at_once() {
+    let mut world = World::with_settings();
+    world.set("old", 1, &access(&[tcp(8080, 80)], &[]));
+    world.settle();
+    let writes = world.kernel.writes;
+    world.filter = Filter::new();
+    world.filter.set_settings(settings());
+    world.set("new", 2, &access(&[tcp(8080, 81)], &[]));
+    world.filter.synced();
+    world.settle();
+    assert_eq!(world.kernel.writes, writes + 1);
+    world.check();
+}
+
+#[test]
+fn a_port_moves_between_workloads_in_one_transaction() {
+    let mut world = World::with_settings();
+    world.set("a", 1, &access(&[tcp(8080, 80)], &[]));
+    world.settle();
+    let writes = world.kernel.writes;
+    world.remove("a");
+    world.set("b", 2, &access(&[tcp(8080, 80)], &[]));
+    let events = world.settle();
+    assert!(events.contains(&Event::Gone("a".into())));
+    assert!(events.contains(&Event::Standing("b".into())));
+    assert_eq!(world.kernel.writes, writes + 1);
+    world.check();
+}
+
+#[test]
+fn changes_by_others_are_repaired_and_named() {
+    let mut world = World::with_settings();
+    world.set("a", 1, &access(&[tcp(8080, 80)], &[]));
+    world.settle();
+    let repaired = |world: &mut World, expected: &str| {
+        world
+            .filter
+            .handle_change(Some("nft, process 1".to_owned()));
+        let events = world.settle();
+        let what = format!("{expected} (by nft, process 1)");
+        assert_eq!(events, [Event::Repaired { what }]);
+        world.check();
+    };
+    world.kernel.table = None;
+    repaired(&mut world, "table inet agentd was deleted");
+    world.kernel.table.as_mut().unwrap().chains[0].1 = 1;
+    repaired(&mut world, "rules of chain source were changed");
+    world.kernel.table.as_mut().unwrap().elements[SetName::AnyPorts4.index()].clear();
+    repaired(
+        &mut world,
+        "set any-ports4: 1 elements were deleted, 0 added",
+    );
+    world
+        .kernel
+        .table
+        .as_mut()
+        .unwrap()
+        .sets
+        .remove(&SetName::Inside4);
+    repaired(&mut world, "set inside4 was deleted");
+    assert_eq!(world.filter.counts().repairs, 4);
+    // Nothing of ours.
+    world.filter.handle_change(None);
+    assert!(world.settle().is_empty());
+}
+
+#[test]
+fn a_refused_transaction_is_told_to_those_who_wait_and_tried_again() {
+    let mut world = World::with_settings();
+    world.settle();
+    world.set("a", 1, &access(&[tcp(8080, 80)], &[]));
+    // Commit, read, commit: the first failure leads to a look, the second is told.
+    world.kernel.faults = vec![Some(12), None, Some(12)];
+    let events = world.settle();
+    assert!(matches!(events[0], Event::Failed(_)));
+    assert!(matches!(&events[1], Event::StandingFailed(id, _) if **id == *"a"));
+    assert!(events.contains(&Event::Programmed));
+    assert!(events.contains(&Event::Standing("a".into())));
+    world.check();
+}
+
+#[test]
+fn a_bridge_is_inside_and_masqueraded_towards_everything_else() {
+    let mut world = World::with_settings();
+    world.settle();
+    let subnets = nets(&["172.30.0.0/24"]);
+    world.filter.set_settings(FilterSettings {
+        bridged: subnets.clone(),
+        ..settings()
+    });
+    world.filter.set_bridge("br-web".into(), subnets);
+    world.settle();
+    world.check();
+    let wanted = |world: &World, set: SetName| world.filter.wanted[set.index()].clone();
+    assert_eq!(
+        wanted(&world, SetName::Bridged4),
+        elements::ranges(nets(&["172.30.0.0/24"]))
+    );
+    assert_eq!(
+        wanted(&world, SetName::Inside4),
+        elements::ranges(nets(&["10.244.0.0/16", "172.30.0.0/24"]))
+    );
+    assert!(wanted(&world, SetName::Interfaces).contains_key(&elements::interface("br-web")));
+    world.filter.remove_bridge("br-web");
+    world.settle();
+    world.check();
+    assert_eq!(
+        wanted(&world, SetName::Inside4),
+        elements::ranges(nets(&["10.244.0.0/16"]))
+    );
+}
+
+#[test]
+fn ranges_are_merged_and_end_behind_their_last_address() {
+    let bytes = |text: &str| match text.parse::<IpAddr>().unwrap() {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    let check = |prefixes: &[&str], expected: &[(&str, bool)]| {
+        let found: Vec<Key> = elements::ranges(nets(prefixes)).into_keys().collect();
+        let expected: Vec<Key> = expected
+            .iter()
+            .map(|(first, end)| Key {
+                first: bytes(first),
+                last: Vec::new(),
+                end: *end,
+            })
+            .collect();
+        assert_eq!(found, expected, "{prefixes:?}");
+    };
+    check(&["10.0.0.0/24"], &[("10.0.0.0", false), ("10.0.1.0", true)]);
+    check(
+        &["10.0.1.0/24", "10.0.0.0/25", "10.0.0.128/25", "10.0.2.0/24"],
+        &[("10.0.0.0", false), ("10.0.3.0", true)],
+    );
+    check(
+        &["10.0.0.0/8", "10.1.0.0/16"],
+        &[("10.0.0.0", false), ("11.0.0.0", true)],
+    );
+    check(&["240.0.0.0/4"], &[("240.0.0.0", false)]);
+    check(&["fd00::/64"], &[("fd00::", false), ("fd00:0:0:1::", true)]);
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    Set(u8, Vec<u16>, bool),
+    Remove(u8),
+    Bridge(bool),
+    Break(u8),
+    Step(u8),
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        4 => (0..6_u8, prop::collection::vec(1..9_u16, 0..3), any::<bool>())
+            .prop_map(|(id, ports, allowed)| Act::Set(id, ports, allowed)),
+        2 => (0..6_u8).prop_map(Act::Remove),
+        1 => any::<bool>().prop_map(Act::Bridge),
+        2 => (0..6_u8).prop_map(Act::Break),
+        4 => (1..6_u8).prop_map(Act::Step),
+    ]
+}
+
+/// What somebody else may do.
+fn damage(table: &mut Option<Table>, how: u8) {
+    let Some(there) = table else {
+        return;
+    };
+    match how {
+        0 => *table = None,
+        1 => there.chains.clear(),
+        2 => there
+            .chains
+            .iter_mut()
+            .take(1)
+            .for_each(|chain| chain.1 += 1),
+        3 => there.elements = super::Sets::default(),
+        4 => {
+            there.elements[SetName::AnyPorts4.index()]
+                .insert(elements::interface("foreign"), vec![1]);
+        }
+        _ => {
+            there.sets.remove(&SetName::Hairpin4);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    /// From any state, through any finite faults, it comes to what is wanted.
+    #[test]
+    fn it_converges(
+        acts in prop::collection::vec(act(), 1..40),
+        faults in prop::collection::vec(
+            prop::option::weighted(0.3, prop::sample::select(vec![1, 2, 4, 11, 12, 17, 105])),
+            0..20,
+        ),
+    ) {
+        let mut world = World::with_settings();
+        world.kernel.faults = faults;
+        let mut alive = BTreeSet::new();
+        for act in acts {
+            match act {
+                Act::Set(id, ports, allowed) => {
+                    // Ports of their own: conflicts are refused before they come here.
+                    let ports: Vec<_> = ports
+                        .iter()
+                        .map(|port| tcp(u16::from(id) * 100 + port, 80 + port))
+                        .collect();
+                    let allowed: &[&str] = if allowed { &["192.0.2.1/32"] } else { &[] };
+                    world.set(&id.to_string(), id, &access(&ports, allowed));
+                    alive.insert(id);
+                }
+                Act::Remove(id) => {
+                    world.remove(&id.to_string());
+                    alive.remove(&id);
+                }
+                Act::Bridge(true) => world
+                    .filter
+                    .set_bridge("br0".into(), nets(&["172.30.0.0/24", "fd01::/64"])),
+                Act::Bridge(false) => world.filter.remove_bridge("br0"),
+                Act::Break(how) => {
+                    damage(&mut world.kernel.table, how);
+                    world.filter.handle_change(None);
+                }
+                Act::Step(count) => {
+                    for _ in 0..count {
+                        world.one();
+                    }
+                }
+            }
+        }
+        world.settle();
+        world.check();
+        for id in alive {
+            prop_assert!(!world.filter.is_pending(&id.to_string()));
+        }
+        prop_assert!(world.filter.is_right());
+    }
+}
