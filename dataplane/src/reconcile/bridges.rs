@@ -22,7 +22,8 @@ impl Reconciler {
 
     pub(super) fn mtu_of(&self, spec: &Spec) -> u32 {
         let of_bridge = || self.bridge_of(spec).and_then(|(bridge, _)| bridge.mtu);
-        spec.mtu().or_else(of_bridge).unwrap_or(self.mtu)
+        let by_pools = || self.mtu_with(spec.routed());
+        spec.mtu().or_else(of_bridge).unwrap_or_else(by_pools)
     }
 
     /// Whether a workload can be made, or compared. When its bridge does not stand, it waits for

@@ -5,6 +5,7 @@
 //! * `values`, `attach`: what a workload or a bridge should look like; `lifecycle`: its way there and
 //!   away; `bridges`: what workloads on a bridge wait for.
 //! * `nexthops`, `resolve`: kernel nexthop objects, and where they lead.
+//! * `tunnel`: tunnels to other nodes; `tunnel_plan`: the part of plan and results about them.
 //! * `plan`: what is written and read next; `routes`: the part about routes and nexthop objects;
 //!   `results`: what the answers mean; `retry`: what waits for time to pass.
 
@@ -21,6 +22,8 @@ mod routes;
 mod table;
 #[cfg(test)]
 mod tests;
+mod tunnel;
+mod tunnel_plan;
 mod values;
 pub mod view;
 
@@ -35,6 +38,7 @@ use hashbrown::{HashMap, HashSet};
 use indexmap::IndexSet;
 use ipnet::IpNet;
 
+pub use self::tunnel::endpoint_mac;
 pub use self::values::{host_interface, workload_mac};
 use self::{
     attach::{Spec, bridge_key},
@@ -43,6 +47,7 @@ use self::{
     plan::Round,
     retry::jitter,
     table::{Hash, NONE, Table},
+    tunnel::Tunnels,
 };
 
 pub use self::view::{Hop, KernelRoute, Lookup, NextHopView, ObjectStatus, Status};
@@ -50,7 +55,7 @@ use crate::{
     desired::{Event, Failure, Object, ObjectId, Source, Via},
     kernel::{
         Address, Change, Link, NextHop, Op, OpError, OpResult, PROTOCOL_AGENTD_BGP, Place, Query,
-        Snapshot,
+        Resilient, Snapshot,
     },
 };
 
@@ -69,6 +74,11 @@ pub struct Config {
     pub underlay: Vec<IpAddr>,
     /// Taken from the MTU of the underlay (room for a tunnel's header).
     pub mtu_overhead: u32,
+    /// Groups of equal-cost next hops keep flows on their member when others come and go. Groups of
+    /// another kind that an earlier run left are replaced.
+    pub resilient: Option<Resilient>,
+    /// How long a tunnel device stays that no pool uses any more.
+    pub tunnel_linger: Duration,
     /// While the underlay's MTU is unknown.
     pub fallback_mtu: u32,
     /// Full comparison with a dump of the host's namespace; jittered by up to a quarter.
@@ -86,6 +96,8 @@ impl Default for Config {
         Self {
             underlay: Vec::new(),
             mtu_overhead: 0,
+            resilient: None,
+            tunnel_linger: Duration::from_secs(600),
             fallback_mtu: 1500,
             audit_interval: Duration::from_secs(300),
             reap_delay: Duration::from_millis(50),
@@ -142,6 +154,7 @@ pub struct Reconciler {
     /// Blackholes of which the removal is still to be reported.
     removing: HashSet<IpNet, Hash>,
     next_hops: NextHops,
+    tunnels: Tunnels,
     learned: usize,
     synced: [bool; 4],
     /// What was asked for before the first dump.
@@ -242,6 +255,7 @@ impl Reconciler {
             blackholes: HashMap::default(),
             removing: HashSet::default(),
             next_hops: NextHops::default(),
+            tunnels: Tunnels::default(),
             learned: 0,
             synced: [false; 4],
             early: Vec::new(),
@@ -302,7 +316,7 @@ impl Reconciler {
                 self.queue(prefix);
             }
             Object::Route(route) => self.set_route(route.prefix.trunc(), &route.next_hops),
-            Object::Tunnels(_) => {}
+            Object::Tunnels(tunnels) => self.set_tunnels(tunnels),
         }
     }
 
@@ -313,7 +327,8 @@ impl Reconciler {
         }
         self.resolve_all();
         let entry = self.table.get(&prefix);
-        let id = self.use_set(next_hops, entry.seen);
+        let class = self.class_of(&prefix);
+        let id = self.use_set(class, next_hops, entry.seen);
         match entry.learned {
             NONE => self.learned += 1,
             before => self.release_set(before),
@@ -351,7 +366,10 @@ impl Reconciler {
             ObjectId::Workload(id) => self.remove_workload(&id),
             ObjectId::Bridge(name) => self.remove_workload(&bridge_key(&name)),
             ObjectId::Route(prefix) => self.remove_route(prefix.trunc()),
-            ObjectId::Tunnels => {}
+            ObjectId::Tunnels => {
+                self.set_tunnels(crate::desired::Tunnels::default());
+                self.events.push_back(Event::Removed { id });
+            }
             ObjectId::Blackhole(prefix) => {
                 let prefix = prefix.trunc();
                 self.failures.remove(&ObjectId::Blackhole(prefix));
@@ -540,10 +558,19 @@ impl Reconciler {
         self.mtu = mtu;
         self.last_mtu_told = Some(mtu);
         self.events.push_back(Event::Mtu(mtu));
+        self.look_at_tunnels(false);
+        self.follow_mtu();
+    }
+
+    /// Has workloads looked at that follow the underlay and do not have its MTU.
+    fn follow_mtu(&mut self) {
         let following: Vec<Arc<str>> = self
             .workloads
             .iter()
-            .filter(|(_, state)| state.spec.mtu().is_none())
+            .filter(|(_, state)| {
+                let mtu = self.mtu_of(&state.spec);
+                state.detail().is_none_or(|detail| detail.mtu != mtu)
+            })
             .map(|(id, _)| id.clone())
             .collect();
         for id in following {

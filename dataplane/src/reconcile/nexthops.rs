@@ -5,10 +5,14 @@
 //! gateway, or is lost, costs one operation whatever the number of routes, and nothing but that
 //! object has to know how it is resolved.
 //!
+//! What is a next hop to one pool need not lead the same way for another (see `tunnel`), so all this
+//! goes by next hop and class.
+//!
 //! Ids are taken from a private range. After a restart the objects are known by their content: a set
 //! takes over the object that its first route points to when that has the content that it would get.
 
 use hashbrown::{HashMap, HashSet};
+use ipnet::IpNet;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,10 +20,11 @@ use super::{
     NextHopView, Reconciler,
     resolve::{Resolved, state_of},
     table::{Code, Hash, NONE, SPOILT},
+    tunnel::{Class, DIRECT, HopKey, endpoint},
 };
 use crate::{
     desired::{Event, NextHopState, Via},
-    kernel::{NextHop, NextHopKind, PROTOCOL_AGENTD_BGP, Target},
+    kernel::{NextHop, NextHopKind, PROTOCOL_AGENTD_BGP, Resilient, Target},
 };
 
 /// First id that we give to objects.
@@ -40,8 +45,15 @@ pub(super) struct NextHopEntry {
     id: u32,
 }
 
+impl NextHopEntry {
+    pub(super) fn is_used(&self) -> bool {
+        self.users > 0
+    }
+}
+
 #[derive(Debug)]
 struct Set {
+    class: Class,
     members: Members,
     /// Learned routes that have this set.
     routes: usize,
@@ -49,16 +61,16 @@ struct Set {
 
 #[derive(Clone, Copy, Debug)]
 enum Owner {
-    Single(Via),
+    Single(HopKey),
     Group,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct NextHops {
-    pub(super) hops: BTreeMap<Via, NextHopEntry>,
+    pub(super) hops: BTreeMap<HopKey, NextHopEntry>,
     /// By the id of their object.
     sets: HashMap<u32, Set, Hash>,
-    set_ids: HashMap<Members, u32, Hash>,
+    set_ids: HashMap<(Class, Members), u32, Hash>,
     owners: HashMap<u32, Owner, Hash>,
     /// Objects that may differ from what is wanted.
     pub(super) dirty: BTreeSet<u32>,
@@ -77,9 +89,9 @@ pub(super) struct NextHops {
 impl Reconciler {
     /// Counts one more route with these next hops, and returns the id of their object. `hint` is
     /// what the route points to in the kernel now.
-    pub(super) fn use_set(&mut self, members: &[Via], hint: Code) -> u32 {
-        let members: Members = members.into();
-        if let Some(id) = self.next_hops.set_ids.get(&members) {
+    pub(super) fn use_set(&mut self, class: Class, members: &[Via], hint: Code) -> u32 {
+        let key: (Class, Members) = (class, members.into());
+        if let Some(id) = self.next_hops.set_ids.get(&key) {
             let id = *id;
             if let Some(set) = self.next_hops.sets.get_mut(&id) {
                 set.routes += 1;
@@ -93,20 +105,24 @@ impl Reconciler {
         };
         let ids: Vec<u32> = members
             .iter()
-            .map(|member| self.use_next_hop(*member, &hints))
+            .map(|&via| self.use_next_hop(HopKey { via, class }, &hints))
             .collect();
         let id = match ids.as_slice() {
             [one] => *one,
             _ => {
-                let kind = self.group_of(&members);
+                let kind = self.group_of(class, members);
                 let id = self.claim(kind, &[hint]);
                 self.next_hops.owners.insert(id, Owner::Group);
                 id
             }
         };
         self.next_hops.dirty.insert(id);
-        self.next_hops.set_ids.insert(members.clone(), id);
-        let set = Set { members, routes: 1 };
+        let set = Set {
+            class,
+            members: key.1.clone(),
+            routes: 1,
+        };
+        self.next_hops.set_ids.insert(key, id);
         self.next_hops.sets.insert(id, set);
         id
     }
@@ -127,14 +143,18 @@ impl Reconciler {
         let Some(set) = self.next_hops.sets.remove(&id) else {
             return;
         };
-        self.next_hops.set_ids.remove(&set.members);
-        if set.members.len() > 1 {
+        let key = (set.class, set.members);
+        self.next_hops.set_ids.remove(&key);
+        let (class, members) = key;
+        self.tunnels.dirty = true;
+        if members.len() > 1 {
             self.next_hops.owners.remove(&id);
             self.next_hops.retired.insert(id);
             self.object_failures.remove(&id);
         }
-        for member in &set.members {
-            let Some(hop) = self.next_hops.hops.get_mut(member) else {
+        for &via in &members {
+            let key = HopKey { via, class };
+            let Some(hop) = self.next_hops.hops.get_mut(&key) else {
                 continue;
             };
             hop.users -= 1;
@@ -144,22 +164,22 @@ impl Reconciler {
                 self.object_failures.remove(&hop.id);
                 hop.id = 0;
                 if !hop.watched {
-                    self.next_hops.hops.remove(member);
+                    self.next_hops.hops.remove(&key);
                 }
             }
         }
     }
 
-    fn use_next_hop(&mut self, address: Via, hints: &[u32]) -> u32 {
-        if !self.next_hops.hops.contains_key(&address) {
-            let resolved = self.resolve(address);
+    fn use_next_hop(&mut self, key: HopKey, hints: &[u32]) -> u32 {
+        if !self.next_hops.hops.contains_key(&key) {
+            let resolved = self.resolve_hop(key, None);
             let entry = NextHopEntry {
                 resolved,
                 ..NextHopEntry::default()
             };
-            self.next_hops.hops.insert(address, entry);
+            self.next_hops.hops.insert(key, entry);
         }
-        let (id, kind) = match self.next_hops.hops.get_mut(&address) {
+        let (id, kind) = match self.next_hops.hops.get_mut(&key) {
             Some(hop) => {
                 hop.users += 1;
                 let kind = hop.resolved.map(|r| NextHopKind::Gateway(r.gateway));
@@ -171,10 +191,11 @@ impl Reconciler {
             return id;
         }
         let id = self.claim(kind, hints);
-        if let Some(hop) = self.next_hops.hops.get_mut(&address) {
+        if let Some(hop) = self.next_hops.hops.get_mut(&key) {
             hop.id = id;
         }
-        self.next_hops.owners.insert(id, Owner::Single(address));
+        self.tunnels.dirty = true;
+        self.next_hops.owners.insert(id, Owner::Single(key));
         self.next_hops.dirty.insert(id);
         id
     }
@@ -182,11 +203,14 @@ impl Reconciler {
     /// An object of an earlier run with that content, or else a new id.
     fn claim(&mut self, kind: Option<NextHopKind>, hints: &[u32]) -> u32 {
         if let Some(kind) = kind {
+            let resilient = self.resilience(&kind);
             let fits = |id: &u32| {
                 !self.next_hops.owners.contains_key(id)
                     && !self.next_hops.leaving.contains(id)
                     && self.seen_next_hops.get(id).is_some_and(|seen| {
-                        seen.protocol == PROTOCOL_AGENTD_BGP && same_kind(&seen.kind, &kind)
+                        seen.protocol == PROTOCOL_AGENTD_BGP
+                            && same_kind(&seen.kind, &kind)
+                            && seen.resilient == resilient
                     })
             };
             let found = hints
@@ -212,10 +236,10 @@ impl Reconciler {
         }
     }
 
-    fn group_of(&self, members: &[Via]) -> Option<NextHopKind> {
+    fn group_of(&self, class: Class, members: &[Via]) -> Option<NextHopKind> {
         let mut ids: Vec<(u32, u16)> = members
             .iter()
-            .filter_map(|member| self.next_hops.hops.get(member))
+            .filter_map(|&via| self.next_hops.hops.get(&HopKey { via, class }))
             .filter(|hop| hop.resolved.is_some())
             .map(|hop| (hop.id, 1))
             .collect();
@@ -226,11 +250,14 @@ impl Reconciler {
     /// Content that an object should have; `None`: it should not exist.
     pub(super) fn wanted_kind(&self, id: u32) -> Option<NextHopKind> {
         match self.next_hops.owners.get(&id)? {
-            Owner::Single(address) => {
-                let resolved = self.next_hops.hops.get(address)?.resolved?;
+            Owner::Single(key) => {
+                let resolved = self.next_hops.hops.get(key)?.resolved?;
                 Some(NextHopKind::Gateway(resolved.gateway))
             }
-            Owner::Group => self.group_of(&self.next_hops.sets.get(&id)?.members),
+            Owner::Group => {
+                let set = self.next_hops.sets.get(&id)?;
+                self.group_of(set.class, &set.members)
+            }
         }
     }
 
@@ -251,10 +278,11 @@ impl Reconciler {
         if !std::mem::take(&mut self.resolve_dirty) {
             return;
         }
-        let addresses: Vec<Via> = self.next_hops.hops.keys().copied().collect();
-        for address in addresses {
-            let resolved = self.resolve(address);
-            let Some(hop) = self.next_hops.hops.get_mut(&address) else {
+        let keys: Vec<HopKey> = self.next_hops.hops.keys().copied().collect();
+        for key in keys {
+            let before = self.next_hops.hops.get(&key).and_then(|hop| hop.resolved);
+            let resolved = self.resolve_hop(key, before);
+            let Some(hop) = self.next_hops.hops.get_mut(&key) else {
                 continue;
             };
             if hop.resolved != resolved {
@@ -269,38 +297,53 @@ impl Reconciler {
                     let sets = &self.next_hops.sets;
                     let groups = sets
                         .iter()
-                        .filter(|(_, set)| set.members.len() > 1 && set.members.contains(&address))
+                        .filter(|(_, set)| {
+                            set.class == key.class
+                                && set.members.len() > 1
+                                && set.members.contains(&key.via)
+                        })
                         .map(|(id, _)| *id);
                     self.next_hops.dirty.extend(groups);
                 }
             }
-            self.tell_next_hop(address);
+            self.tell_next_hop(key);
         }
     }
 
-    fn tell_next_hop(&mut self, via: Via) {
-        let Some(hop) = self.next_hops.hops.get_mut(&via) else {
+    fn tell_next_hop(&mut self, key: HopKey) {
+        let via = key.via;
+        if self.next_hops.hops.get(&key).is_none_or(|hop| !hop.watched) {
+            return;
+        }
+        let state = state_of(self.resolve_watched(via));
+        let Some(hop) = self.next_hops.hops.get_mut(&key) else {
             return;
         };
-        let state = state_of(hop.resolved);
         if hop.watched && hop.told != Some(state) {
             hop.told = Some(state);
             self.events.push_back(Event::NextHop { via, state });
         }
     }
 
-    pub(super) fn watch(&mut self, address: Via) {
-        let hop = self.next_hops.hops.entry(address).or_default();
+    pub(super) fn watch(&mut self, via: Via) {
+        let class = DIRECT;
+        let hop = self
+            .next_hops
+            .hops
+            .entry(HopKey { via, class })
+            .or_default();
         hop.watched = true;
         hop.told = None;
         self.resolve_dirty = true;
     }
 
-    pub(super) fn unwatch(&mut self, address: Via) {
-        if let Some(hop) = self.next_hops.hops.get_mut(&address) {
+    pub(super) fn unwatch(&mut self, via: Via) {
+        let class = DIRECT;
+        let key = HopKey { via, class };
+        if let Some(hop) = self.next_hops.hops.get_mut(&key) {
             hop.watched = false;
             if hop.users == 0 {
-                self.next_hops.hops.remove(&address);
+                self.next_hops.hops.remove(&key);
             }
         }
     }
@@ -312,7 +355,7 @@ impl Reconciler {
                 .next_hops
                 .hops
                 .keys()
-                .any(|hop| prefix.contains(&hop.address))
+                .any(|key| prefix.contains(&endpoint(key.via.address)))
         {
             self.resolve_dirty = true;
         }
@@ -332,6 +375,7 @@ impl Reconciler {
         if lost.is_empty() {
             return;
         }
+        self.tunnels.dirty = true;
         let mut emptied = Vec::new();
         for (id, object) in &mut self.seen_next_hops {
             if let NextHopKind::Group(members) = &mut object.kind {
@@ -406,7 +450,9 @@ impl Reconciler {
         match (self.wanted_kind(id), seen) {
             (None, None) => true,
             (Some(wanted), Some(seen)) => {
-                seen.protocol == PROTOCOL_AGENTD_BGP && same_kind(&seen.kind, &wanted)
+                seen.protocol == PROTOCOL_AGENTD_BGP
+                    && same_kind(&seen.kind, &wanted)
+                    && seen.resilient == self.resilience(&wanted)
             }
             _ => false,
         }
@@ -416,8 +462,41 @@ impl Reconciler {
         NextHop {
             id,
             protocol: PROTOCOL_AGENTD_BGP,
+            resilient: self.resilience(&kind),
             kind,
-            resilient: None,
+        }
+    }
+
+    fn resilience(&self, kind: &NextHopKind) -> Option<Resilient> {
+        match kind {
+            NextHopKind::Group(_) => self.config.resilient,
+            NextHopKind::Gateway(_) | NextHopKind::Blackhole => None,
+        }
+    }
+
+    /// The pools have changed: routes whose pool is another one now get the objects of that.
+    pub(super) fn reclassify(&mut self) {
+        let moved: Vec<(IpNet, Code, Class)> = self
+            .table
+            .iter()
+            .filter(|(_, entry)| entry.learned != NONE)
+            .map(|(prefix, entry)| (prefix, entry.learned, self.class_of(&prefix)))
+            .filter(|(_, id, class)| {
+                let set = self.next_hops.sets.get(id);
+                set.is_some_and(|set| set.class != *class)
+            })
+            .collect();
+        for (prefix, before, class) in moved {
+            let Some(members) = self.next_hops.sets.get(&before).map(|s| s.members.clone()) else {
+                continue;
+            };
+            let seen = self.table.get(&prefix).seen;
+            let id = self.use_set(class, &members, seen);
+            self.release_set(before);
+            self.table.update(&prefix, |entry| entry.learned = id);
+            if seen != id {
+                self.queue(prefix);
+            }
         }
     }
 
@@ -428,6 +507,12 @@ impl Reconciler {
         }
         let members = &self.next_hops.sets.get(&id)?.members;
         let list: Vec<String> = members.iter().map(ToString::to_string).collect();
+        let class = self.next_hops.sets.get(&id)?.class;
+        for via in members {
+            if let Some(text) = self.tunnel_text(HopKey { via: *via, class }) {
+                return Some(text);
+            }
+        }
         Some(format!(
             "no route of this node leads to next hop {}",
             list.join(", ")
@@ -439,8 +524,8 @@ impl Reconciler {
         self.next_hops
             .hops
             .iter()
-            .map(|(via, hop)| NextHopView {
-                address: via.address,
+            .map(|(key, hop)| NextHopView {
+                address: key.via.address,
                 state: state_of(hop.resolved),
                 hop: hop.resolved.and_then(|resolved| {
                     let target = Target::Gateways(vec![resolved.gateway]);

@@ -42,10 +42,11 @@ impl Reconciler {
     }
 
     pub(super) fn forget_link(&mut self, index: u32) {
-        if let Some(link) = self.links.remove(&index)
-            && self.names.get(&link.name) == Some(&index)
-        {
-            self.names.remove(&link.name);
+        if let Some(link) = self.links.remove(&index) {
+            if self.names.get(&link.name) == Some(&index) {
+                self.names.remove(&link.name);
+            }
+            self.forget_tunnel(index, &link.name);
         }
         self.addresses.remove(&index);
         self.reap.swap_remove(&index);
@@ -103,6 +104,7 @@ impl Reconciler {
         let up = link.up;
         let mtu = link.mtu;
         let before = self.note_link(link.clone());
+        self.tunnel_link_changed(before.as_ref(), &link);
         if before.as_ref().map(is_usable) != Some(usable) {
             self.resolve_dirty = true;
         }
@@ -143,6 +145,7 @@ impl Reconciler {
 
     fn link_deleted(&mut self, index: u32) {
         let name = self.links.get(&index).map(|link| link.name.clone());
+        self.tunnels.disturbed |= self.tunnel_of(index).is_some();
         let awaited = self.reap.contains(&index);
         self.forget_link(index);
         self.mtu_dirty = true;
@@ -261,6 +264,9 @@ impl Reconciler {
                 }
             }
             None => {
+                if self.tunnel_of(address.index).is_some() {
+                    self.look_at_tunnels(gone);
+                }
                 self.resolve_dirty = true;
                 self.mtu_dirty = true;
             }
@@ -272,6 +278,7 @@ impl Reconciler {
         let own = object.protocol == PROTOCOL_AGENTD_BGP;
         self.seen_next_hops.insert(id, object);
         self.resolve_dirty = true;
+        self.tunnels.dirty = true;
         if self.is_wanted_object(id) {
             if !self.object_matches(id) {
                 self.spoilt_objects.insert(id);
@@ -299,7 +306,10 @@ impl Reconciler {
                 self.lose_objects(&[id], true);
             }
             Change::Neighbour(neighbour) | Change::NeighbourDeleted(neighbour)
-                if !self.by_index.contains_key(&neighbour.index) => {}
+                if !self.by_index.contains_key(&neighbour.index) =>
+            {
+                self.tunnel_changed(&change);
+            }
             Change::Neighbour(neighbour) => {
                 let id = self.by_index.get(&neighbour.index).cloned();
                 if let Some(id) = id
@@ -321,10 +331,12 @@ impl Reconciler {
                     self.read_again(&id, true);
                 }
             }
-            Change::Fdb(_) | Change::FdbDeleted(_) => {}
+            Change::Fdb(_) | Change::FdbDeleted(_) => self.tunnel_changed(&change),
             Change::Netconf { index } => {
                 if let Some(id) = self.by_index.get(&index).cloned() {
                     self.read_again(&id, true);
+                } else {
+                    self.tunnel_changed(&change);
                 }
             }
         }
@@ -368,6 +380,7 @@ impl Reconciler {
         }
         self.absorb_objects(snapshot.next_hops, first);
         self.absorb_main_table(snapshot.routes, first);
+        self.absorb_tunnels(&snapshot.fdb, &snapshot.neighbours, &snapshot.sysctls);
         self.resolve_dirty = true;
         self.mtu_dirty = true;
         self.last_audit = Some(self.now);

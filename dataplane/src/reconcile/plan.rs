@@ -3,7 +3,8 @@
 //! At most one round is under way: either one batch of operations, or some queries. So what a query
 //! reads is never older than a write, and nothing is planned on what a batch is about to change.
 //!
-//! Order inside a batch: links, their host side, their inside, routes to them; then nexthop objects
+//! Order inside a batch: links, tunnels among them, their host side, their inside, routes to them;
+//! then nexthop objects
 //! (gateways before groups), routes that use them; and only when nothing is left to add, what is to be
 //! deleted (nexthop objects, which take their routes along, then single routes).
 
@@ -16,6 +17,8 @@ use super::{
     BatchId, Output, QueryId, Reconciler,
     lifecycle::{Reading, Stage},
     table::{Code, Hash, LINK},
+    tunnel::Device,
+    tunnel_plan::Part,
     values::{GLOBAL_SYSCTLS, is_link_of, single},
 };
 use crate::{
@@ -61,6 +64,7 @@ pub(super) enum Tag {
     NextHop(Box<NextHop>),
     DeleteNextHop(u32),
     Reap(Vec<u32>),
+    Tunnel(Box<Part>),
     Global,
 }
 
@@ -70,6 +74,7 @@ pub(super) enum Asked {
     Link(Arc<str>),
     Inside(Arc<str>),
     Routes(Vec<IpNet>),
+    Tunnel,
 }
 
 #[derive(Default)]
@@ -123,6 +128,7 @@ impl Reconciler {
         let sysctls = GLOBAL_SYSCTLS
             .iter()
             .map(|(path, _)| (*path).to_owned())
+            .chain(Self::tunnel_sysctls())
             .collect();
         let query = Query::Place {
             place: Place::Host,
@@ -172,6 +178,20 @@ impl Reconciler {
             }
             readings.insert(id, Reading::default());
         }
+        for device in Device::ALL {
+            let index = self.link_named(device.name()).map(|link| link.index);
+            if std::mem::take(&mut self.tunnels.device(device).read)
+                && let Some(index) = index
+            {
+                let query = Query::Link {
+                    place: Place::Host,
+                    index,
+                    neighbours: Vec::new(),
+                    sysctls: device.sysctls().into_iter().map(|(path, _)| path).collect(),
+                };
+                self.ask(&mut waiting, Asked::Tunnel, query);
+            }
+        }
         if !self.route_reads.is_empty() {
             let count = self.route_reads.len().min(ROUTES_PER_QUERY);
             let prefixes: Vec<IpNet> = self.route_reads.drain(..count).collect();
@@ -203,6 +223,7 @@ impl Reconciler {
         for op in std::mem::take(&mut self.global_writes) {
             batch.host.push((op, Tag::Global));
         }
+        self.plan_tunnels(&mut batch);
         let mut taken = 0;
         // Removals cost a route or two each; it is links and what is on them that take time.
         while taken < WORKLOADS_PER_ROUND && batch.rest.len() < ROUTES_PER_BATCH {
@@ -315,7 +336,7 @@ impl Reconciler {
         batch.create.push((create, tag));
     }
 
-    fn choose_indexes(&mut self) -> (u32, u32) {
+    pub(super) fn choose_indexes(&mut self) -> (u32, u32) {
         loop {
             let range = INDEX_RANGE;
             if !range.contains(&self.next_index) {

@@ -142,6 +142,7 @@ impl Reconciler {
         let by_address = self.config.underlay.iter().find_map(|wanted| {
             self.addresses
                 .iter()
+                .filter(|(index, _)| self.tunnel_of(**index).is_none())
                 .find(|(_, of_link)| of_link.iter().any(|own| own.net.addr() == *wanted))
                 .map(|(index, _)| *index)
         });
@@ -172,6 +173,7 @@ impl Reconciler {
             index,
             gateway: address,
             weight,
+            endpoint: self.endpoint_behind(index, address),
         };
         match target {
             Target::Blackhole | Target::Reject => Vec::new(),

@@ -66,7 +66,10 @@ impl Reconciler {
                 }
                 Tag::NextHop(object) => self.object_written(*object, result),
                 Tag::DeleteNextHop(id) => match ignore_gone(result) {
-                    Ok(()) => lost.push(id),
+                    Ok(()) => {
+                        self.object_failures.remove(&id);
+                        lost.push(id);
+                    }
                     Err(error) => {
                         self.object_failed(id, &error);
                         // Its routes were left to go with it.
@@ -74,6 +77,7 @@ impl Reconciler {
                         self.deletes.extend(left.map(|(prefix, _)| prefix));
                     }
                 },
+                Tag::Tunnel(part) => self.tunnel_written(*part, result),
                 Tag::Reap(indexes) => self.reaped(indexes, result),
                 Tag::Global => {
                     if let Err(error) = result {
@@ -217,6 +221,7 @@ impl Reconciler {
         match result {
             Ok(()) => {
                 self.object_failures.remove(&id);
+                self.tunnels.dirty = true;
                 let own = self.is_wanted_object(id);
                 self.seen_next_hops.insert(id, object);
                 if self.spoilt_objects.remove(&id) {
@@ -274,6 +279,11 @@ impl Reconciler {
             Asked::Inside(id) => {
                 readings.entry(id).or_default().inside = Some(answer);
             }
+            Asked::Tunnel => match answer {
+                Ok(snapshot) => self.tunnel_read(&snapshot.sysctls),
+                // What is wrong shows in the next audit.
+                Err(error) => tracing::debug!(%error, "cannot read a tunnel device"),
+            },
             Asked::Host => match answer {
                 Ok(snapshot) => self.absorb_host(snapshot),
                 Err(error) => {
@@ -294,7 +304,7 @@ impl Reconciler {
     }
 }
 
-fn ignore_gone(result: OpResult) -> OpResult {
+pub(super) fn ignore_gone(result: OpResult) -> OpResult {
     match result {
         Err(error) if matches!(error.errno, libc::ESRCH | libc::ENOENT | libc::ENODEV) => Ok(()),
         other => other,

@@ -89,7 +89,12 @@ impl Reconciler {
                         self.enter(&id);
                     }
                 }
-                ObjectId::Tunnels => {}
+                ObjectId::Tunnels => {
+                    for device in &mut self.tunnels.devices {
+                        device.blocked = false;
+                    }
+                    self.tunnels.dirty = true;
+                }
                 ObjectId::Blackhole(prefix) | ObjectId::Route(prefix) => {
                     if self.removing.contains(&prefix) {
                         self.deletes.push(prefix);
@@ -110,6 +115,7 @@ impl Reconciler {
                 self.next_hops.retired.insert(id);
             }
         }
+        self.expire_tunnels();
         if self.refresh_at.is_some_and(|at| now >= at) {
             self.refresh_at = None;
             self.refresh = true;
@@ -132,6 +138,7 @@ impl Reconciler {
             self.object_retries.first().map(|(due, _)| *due),
             self.refresh_at,
             reap,
+            self.tunnel_timeout(),
             Some(self.audit_at),
         ]
         .into_iter()

@@ -45,6 +45,7 @@ impl Reconciler {
         let mut gone = Vec::new();
         for id in std::mem::take(&mut self.next_hops.dirty) {
             if self.object_matches(id) {
+                self.object_failures.remove(&id);
                 continue;
             }
             match self.wanted_kind(id) {

@@ -71,6 +71,8 @@ pub struct Hop {
     /// `None`: directly connected.
     pub gateway: Option<IpAddr>,
     pub weight: u16,
+    /// The interface is a tunnel of ours: the other end, in the underlay.
+    pub endpoint: Option<IpAddr>,
 }
 
 /// State of one wanted object.

@@ -3,6 +3,7 @@
 
 mod learned;
 mod properties;
+mod tunnels;
 mod workloads;
 
 use std::{
