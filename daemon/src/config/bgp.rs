@@ -7,10 +7,12 @@ use std::{
 };
 
 use bgp::{rib::Role, types::Family};
+use ipnet::IpNet;
 
 use super::{
-    Bgp, ExportPolicy, GracefulRestart, ImportPolicy, Node, Password, Peer, Pool,
+    Bgp, ExportPolicy, GracefulRestart, ImportPolicy, Node, Password, Peer, PeerRange, Pool,
     document::{Found, Section},
+    neighbor::{self, Neighbor, Neighbors},
     originate, paths,
     policy::Named,
     sections::{defaults, is_name, is_usable, name_rule, seconds},
@@ -89,7 +91,7 @@ pub(super) fn read(
         return Some(None);
     }
     let asn = section.required("asn", asn, "it is the autonomous system of this node");
-    let mut peers: Vec<Peer> = Vec::new();
+    let mut neighbors = Neighbors::default();
     let context = Context {
         asn: asn.as_ref().map(|found| found.value),
         reflector: cluster_id.is_some(),
@@ -99,7 +101,9 @@ pub(super) fn read(
         inherited,
     };
     for section in sections {
-        peers.extend(read_peer(section, &context, &peers));
+        if let Some(neighbor) = read_peer(section, &context, &neighbors) {
+            neighbors.push(neighbor);
+        }
     }
     section.finish();
     Some(Some(Bgp {
@@ -109,7 +113,8 @@ pub(super) fn read(
         cluster_id: cluster_id.map(|found| found.value),
         install_routes: install_routes.is_none_or(|found| found.value),
         originate,
-        peers,
+        peers: neighbors.peers,
+        ranges: neighbors.ranges,
     }))
 }
 
@@ -225,27 +230,27 @@ struct Context<'c> {
 fn read_peer(
     mut section: Section<'_, '_, '_>,
     context: &Context<'_>,
-    earlier: &[Peer],
-) -> Option<Peer> {
-    for key in ["interface", "range", "bfd"] {
+    earlier: &Neighbors,
+) -> Option<Neighbor> {
+    for key in ["interface", "bfd"] {
         section.unsupported(key);
     }
-    let elsewhere = section
-        .value("interface")
-        .or(section.value("range"))
-        .is_some();
+    let interface = section.value("interface").is_some();
+    let is_range = section.value("range").is_some();
     let name = read_name(&mut section, earlier);
-    let address = read_address(&mut section, context, earlier, elsewhere);
-    let asn = section.integer("asn", 1..=u32::MAX);
-    let asn = section.required("asn", asn, "it is the autonomous system of the peer");
-    let internal = asn.as_ref().map(|asn| Some(asn.value) == context.asn);
+    let range = neighbor::read_range(&mut section, context.listens, earlier);
+    let address = match range {
+        Some((range, _)) => Some(range.addr()),
+        None => read_address(&mut section, context, &earlier.peers, interface || is_range),
+    };
+    let place = range.map(|(range, _)| range).or(address.map(IpNet::from));
+    let asn = neighbor::read_asn(&mut section, context.asn);
+    let exact = asn.as_ref().map(|asn| asn.value.exact().map(|asn| asn.0));
+    let internal = exact.map(|exact| exact.is_some() && exact == context.asn);
 
     let local_address = section.parsed::<IpAddr>("local_address", "an IP address");
-    if let (Some(Found { value, span }), Some(address)) = (&local_address, address)
-        && value.is_ipv4() != address.is_ipv4()
-    {
-        let reason = format!("{value} is not of the family of the peer's address, {address}");
-        section.error("local_address", Some(span.clone()), reason);
+    if let Some(place) = place {
+        neighbor::check_local_address(&section, local_address.as_ref(), place);
     }
     let port = section.integer("port", 1..=65_535);
     let passive = section.boolean("passive");
@@ -268,16 +273,20 @@ fn read_peer(
         }
     }
     let password = read_password(&mut section);
+    if let Some(place) = place {
+        let wanted = section.value("password_file").is_some();
+        neighbor::check_password(&mut section, place, wanted, earlier);
+    }
     let (ttl_security, multihop) = read_hops(&mut section, internal);
     let families = read_families(&mut section);
     let add_path = paths::read_add_path(&mut section);
     let extended_next_hop = section.boolean("extended_next_hop");
     let role = read_role(&mut section, internal);
     let limits = read_limits(&mut section);
-    let paths = read_paths(&mut section, context, asn.as_ref());
+    let paths = read_paths(&mut section, context, internal, exact.flatten());
     let own = read_inherited(&mut section, context.named, &context.inherited);
     section.finish();
-    Some(Peer {
+    let peer = Peer {
         name: name?,
         address: address?,
         port: port.map_or(defaults::BGP_PORT, |found| {
@@ -285,7 +294,7 @@ fn read_peer(
         }),
         asn: asn?.value,
         local_address: local_address.map(|found| found.value),
-        passive: passive.is_some_and(|found| found.value),
+        passive: range.is_some() || passive.is_some_and(|found| found.value),
         route_reflector_client: client.is_some_and(|found| found.value),
         password,
         ttl_security,
@@ -309,6 +318,10 @@ fn read_peer(
         idle_hold_time_max: own.idle_hold_time_max,
         role,
         graceful_restart: own.graceful_restart,
+    };
+    Some(match range {
+        Some((range, limit)) => Neighbor::Range(Box::new(PeerRange { range, limit, peer })),
+        None => Neighbor::Peer(Box::new(peer)),
     })
 }
 
@@ -327,13 +340,13 @@ fn read_role(section: &mut Section<'_, '_, '_>, internal: Option<bool>) -> Optio
     found.map(|(_, role)| *role)
 }
 
-fn read_name(section: &mut Section<'_, '_, '_>, earlier: &[Peer]) -> Option<String> {
+fn read_name(section: &mut Section<'_, '_, '_>, earlier: &Neighbors) -> Option<String> {
     let name = section.string("name");
     let Found { value, span } = section.required("name", name, "every peer needs one")?;
     if !is_name(value, 63) {
         let reason = format!("\"{value}\" is not {}", name_rule(63));
         section.error("name", Some(span), reason);
-    } else if earlier.iter().any(|peer| peer.name == value) {
+    } else if earlier.has_name(value) {
         let reason = format!("another peer is named \"{value}\"; names are unique");
         section.error("name", Some(span), reason);
     }
@@ -450,9 +463,9 @@ struct Paths {
 fn read_paths(
     section: &mut Section<'_, '_, '_>,
     context: &Context<'_>,
-    asn: Option<&Found<u32>>,
+    internal: Option<bool>,
+    asn: Option<u32>,
 ) -> Paths {
-    let internal = asn.map(|asn| Some(asn.value) == context.asn);
     let local_as = section.integer("local_as", 1..=u32::MAX);
     let allow_own_as = section.integer("allow_own_as", 0..=10);
     let next_hop_self = section.boolean("next_hop_self");
@@ -460,7 +473,7 @@ fn read_paths(
     if let Some(Found { value, span }) = &local_as {
         let reason = if internal == Some(true) {
             "is for external peers"
-        } else if asn.is_some_and(|asn| asn.value == *value) {
+        } else if asn == Some(*value) {
             "is the number of the peer itself"
         } else if context.asn == Some(*value) {
             "is the same as bgp.asn; remove it"

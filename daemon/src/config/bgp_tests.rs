@@ -3,6 +3,8 @@
 
 use std::{path::Path, time::Duration};
 
+use ::bgp::types::Asn;
+
 use super::{
     tests::{check, parsed},
     *,
@@ -129,4 +131,123 @@ fn limits_and_path_options_of_a_peer_are_checked() {
         let expected = format!("agentd.toml:7: bgp.peer[0].{key}: {reason}");
         assert_eq!(peer(line, asn).unwrap_err(), expected);
     }
+}
+
+/// `[bgp]` of AS 64512 with these sections of peers.
+fn with_peers(sections: &str) -> String {
+    format!("[bgp]\nasn = 64512\n{sections}")
+}
+
+#[test]
+fn ranges_are_read_beside_peers_with_all_that_peers_can_have() {
+    let text = with_peers(
+        "[[bgp.peer]]\nname = \"leaves\"\nrange = \"10.0.0.0/24\"\nasn = [64513, 64514]\n\
+         max_prefixes = 10\n\
+         [[bgp.peer]]\nname = \"one\"\naddress = \"10.0.0.1\"\nasn = \"external\"\n\
+         [[bgp.peer]]\nname = \"own\"\nrange = \"fd00::/64\"\nlimit = 5\nasn = \"internal\"\n",
+    );
+    let bgp = parsed(&text).bgp.expect("a section");
+    let several = RemoteAs::OneOf([Asn(64513), Asn(64514)].into());
+    assert_eq!(bgp.peers.len(), 1);
+    assert_eq!(bgp.peers[0].asn, RemoteAs::External);
+    assert!(!bgp.peers[0].passive);
+    let [leaves, own] = &bgp.ranges[..] else {
+        panic!("two ranges");
+    };
+    assert_eq!(leaves.range, "10.0.0.0/24".parse().unwrap());
+    assert_eq!((leaves.limit, &leaves.peer.asn), (100, &several));
+    assert_eq!(leaves.peer.max_prefixes, Some(10));
+    assert!(leaves.peer.passive);
+    assert_eq!((own.limit, &own.peer.asn), (5, &Asn(64512).into()));
+    let shown = parsed(&text).to_string();
+    assert!(
+        shown.ends_with("AS 64512, 1 peer, 2 ranges of peers"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn ranges_that_cannot_be_meant_are_refused() {
+    let first = "[[bgp.peer]]\nname = \"a\"\nasn = 2\nrange = \"10.0.0.0/24\"\n";
+    for (more, expected) in [
+        (
+            "range = \"10.0.1.1/24\"",
+            "range: \"10.0.1.1/24\" has host bits set; write \"10.0.1.0/24\"",
+        ),
+        (
+            "range = \"10.0.1.0\"",
+            "range: \"10.0.1.0\" is not a prefix, such as 10.0.0.0/24",
+        ),
+        (
+            "range = \"10.0.0.0/24\"",
+            "range: \"a\" has the range 10.0.0.0/24 too",
+        ),
+        (
+            "range = \"10.0.1.0/24\"\naddress = \"10.0.1.1\"",
+            "address: has no meaning for a range: its peers connect, and are not dialled",
+        ),
+        (
+            "range = \"10.0.1.0/24\"\nport = 1790",
+            "port: has no meaning for a range: its peers connect, and are not dialled",
+        ),
+        (
+            "range = \"10.0.1.0/24\"\npassive = false",
+            "passive: peers of a range are always passive; remove this key",
+        ),
+        (
+            "range = \"10.0.1.0/24\"\nlocal_address = \"fd00::1\"",
+            "local_address: fd00::1 is not of the family of the range 10.0.1.0/24",
+        ),
+        (
+            "range = \"10.0.1.0/24\"\nlimit = 0",
+            "limit: 0 is out of range; 1 to 10000 are allowed",
+        ),
+        ("address = \"10.0.1.1\"\nlimit = 5", "limit: needs range"),
+    ] {
+        let section = format!("{first}[[bgp.peer]]\nname = \"b\"\nasn = 2\n{more}\n");
+        let lines = section.lines().count();
+        let line = 2 + if expected.starts_with("range") {
+            8
+        } else {
+            lines
+        };
+        check(
+            &with_peers(&section),
+            &format!("agentd.toml:{line}: bgp.peer[1].{expected}"),
+        );
+    }
+    check(
+        &with_peers(&format!("listen = []\n{first}")),
+        "agentd.toml:7: bgp.peer[0].range: nobody can connect from it, because bgp.listen is empty",
+    );
+    check(
+        &with_peers("[[bgp.peer]]\nname = \"a\"\naddress = \"10.0.0.1\"\nasn = [2, 64512]\n"),
+        "agentd.toml:6: bgp.peer[0].asn[1]: 64512 is bgp.asn; internal peers need a section of their own",
+    );
+    check(
+        &with_peers("[[bgp.peer]]\nname = \"a\"\naddress = \"10.0.0.1\"\nasn = \"extern\"\n"),
+        "agentd.toml:6: bgp.peer[0].asn: \"extern\" is unknown; external and internal are allowed",
+    );
+}
+
+#[test]
+fn inside_a_range_with_a_password_everybody_has_one() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("key"), "secret\n").unwrap();
+    let range =
+        "[[bgp.peer]]\nname = \"r\"\nasn = 2\nrange = \"10.0.0.0/24\"\npassword_file = \"key\"\n";
+    let peer = "[[bgp.peer]]\nname = \"p\"\nasn = 2\naddress = \"10.0.0.1\"\n";
+    let file = directory.path().join("agentd.toml");
+    let errors = |text: String| match Config::parse(&with_peers(&text), &file) {
+        Ok(_) => String::new(),
+        Err(errors) => errors.to_string(),
+    };
+    for text in [format!("{range}{peer}"), format!("{peer}{range}")] {
+        let errors = errors(text);
+        assert_eq!(errors.lines().count(), 1, "{errors}");
+        assert!(errors.contains("password_file: "), "{errors}");
+        assert!(errors.contains("the kernel would ask"), "{errors}");
+    }
+    let keyed = format!("{peer}password_file = \"key\"\n{range}");
+    assert_eq!(errors(keyed), "");
 }

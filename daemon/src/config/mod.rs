@@ -16,6 +16,7 @@ mod bgp;
 mod bgp_tests;
 mod document;
 mod error;
+mod neighbor;
 mod originate;
 mod paths;
 mod policy;
@@ -36,7 +37,7 @@ use std::{
     time::Duration,
 };
 
-use ::bgp::{policy::Policy, rib::LocalRoute, types::Family};
+use ::bgp::{policy::Policy, rib::LocalRoute, speaker::config::RemoteAs, types::Family};
 use ipnet::IpNet;
 
 pub use error::{ConfigError, ConfigErrors};
@@ -129,6 +130,23 @@ pub struct Bgp {
     /// In the order of the file; names and addresses are unique. Every value that `[bgp]` gives
     /// a default for is already filled in.
     pub peers: Vec<Peer>,
+    /// `[[bgp.peer]]` with a range; names are unique among both.
+    pub ranges: Vec<PeerRange>,
+}
+
+/// Peers that are known by a prefix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerRange {
+    /// Without host bits.
+    pub range: IpNet,
+    /// Most of them at once, 1 to 10,000.
+    pub limit: u32,
+    /// What holds for each. Its address is the first of the range.
+    pub peer: Peer,
+}
+
+impl PeerRange {
+    pub const DEFAULT_LIMIT: u32 = 100;
 }
 
 /// `[[bgp.peer]]`
@@ -139,8 +157,8 @@ pub struct Peer {
     pub address: IpAddr,
     /// To connect to.
     pub port: u16,
-    /// Equal to `bgp.asn`: an internal peer.
-    pub asn: u32,
+    /// Exactly `bgp.asn`: an internal peer. Several numbers are all others.
+    pub asn: RemoteAs,
     /// Source of outgoing connections; of the family of `address`.
     pub local_address: Option<IpAddr>,
     /// Never dials.
@@ -190,13 +208,6 @@ pub struct Peer {
     pub role: Option<::bgp::rib::Role>,
     /// `None`: not offered.
     pub graceful_restart: Option<GracefulRestart>,
-}
-
-impl Peer {
-    /// Whether it is of this node's own autonomous system.
-    pub fn is_internal(&self, own_asn: u32) -> bool {
-        self.asn == own_asn
-    }
 }
 
 /// RFC 4724.
@@ -309,7 +320,13 @@ impl fmt::Display for Config {
         )?;
         match &self.bgp {
             None => f.write_str(", no BGP"),
-            Some(bgp) => write!(f, ", AS {}, {}", bgp.asn, Count(bgp.peers.len(), "peer")),
+            Some(bgp) => {
+                write!(f, ", AS {}, {}", bgp.asn, Count(bgp.peers.len(), "peer"))?;
+                match bgp.ranges.len() {
+                    0 => Ok(()),
+                    ranges => write!(f, ", {}", Count(ranges, "range of peers")),
+                }
+            }
         }
     }
 }
@@ -319,7 +336,10 @@ struct Count(usize, &'static str);
 
 impl fmt::Display for Count {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plural = if self.0 == 1 { "" } else { "s" };
-        write!(f, "{} {}{plural}", self.0, self.1)
+        match (self.0, self.1.split_once(' ')) {
+            (1, _) => write!(f, "1 {}", self.1),
+            (count, Some((first, rest))) => write!(f, "{count} {first}s {rest}"),
+            (count, None) => write!(f, "{count} {}s", self.1),
+        }
     }
 }

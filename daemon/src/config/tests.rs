@@ -2,6 +2,8 @@
 
 use std::{fs, path::Path, time::Duration};
 
+use ::bgp::types::Asn;
+
 use super::*;
 
 /// The errors of `text`, one line each.
@@ -97,7 +99,7 @@ fn a_pool_and_a_peer_get_every_default() {
             name: "a".into(),
             address: "192.0.2.1".parse().unwrap(),
             port: 179,
-            asn: 64513,
+            asn: Asn(64513).into(),
             local_address: None,
             passive: false,
             route_reflector_client: false,
@@ -292,10 +294,6 @@ fn features_that_do_not_exist_yet_are_refused_and_not_ignored() {
     check(
         &format!("{peer}interface = \"eth0\"\n"),
         "agentd.toml:6: bgp.peer[0].interface: is not supported yet",
-    );
-    check(
-        &format!("{peer}range = \"10.0.0.0/24\"\n"),
-        "agentd.toml:6: bgp.peer[0].range: is not supported yet",
     );
 }
 

@@ -8,7 +8,9 @@ use std::{
 
 use bgp::{
     policy::Policy,
-    speaker::config::{ConfigError, Password, PeerConfig, Restarting, SpeakerConfig, Timers},
+    speaker::config::{
+        ConfigError, Password, PeerConfig, RangeConfig, Restarting, SpeakerConfig, Timers,
+    },
     types::Asn,
 };
 use ipnet::IpNet;
@@ -16,7 +18,7 @@ use ipnet::IpNet;
 use super::StartError;
 use crate::{
     api::Identity,
-    config::{Bgp, Config, ExportPolicy, ImportPolicy, Peer},
+    config::{Bgp, Config, ExportPolicy, ImportPolicy, Peer, PeerRange},
 };
 
 /// Who this node is: what the configuration says, completed by what the kernel's routes say.
@@ -83,6 +85,11 @@ pub(super) fn speaker(
     config.restarting = restarting;
     config.originate.clone_from(&bgp.originate);
     config.seed = u64::from(std::process::id()) ^ u64::from(u32::from(router_id)) << 32;
+    config.ranges = bgp
+        .ranges
+        .iter()
+        .map(|configured| range(configured, &import_pools))
+        .collect::<Result<_, _>>()?;
     config.peers = bgp
         .peers
         .iter()
@@ -111,11 +118,29 @@ pub(super) fn policies(
     (import, export)
 }
 
-fn peer(configured: &Peer, import_pools: &Arc<Policy>) -> Result<PeerConfig, ConfigError> {
+/// Peers that come from a prefix.
+pub(super) fn range(
+    configured: &PeerRange,
+    import_pools: &Arc<Policy>,
+) -> Result<RangeConfig, ConfigError> {
+    let mut range = RangeConfig::new(
+        configured.peer.name.clone(),
+        configured.range,
+        configured.peer.asn.clone(),
+    );
+    range.limit = usize::try_from(configured.limit).unwrap_or(usize::MAX);
+    range.peer = peer(&configured.peer, import_pools)?;
+    Ok(range)
+}
+
+pub(super) fn peer(
+    configured: &Peer,
+    import_pools: &Arc<Policy>,
+) -> Result<PeerConfig, ConfigError> {
     let mut peer = PeerConfig::new(
         configured.name.clone(),
         configured.address,
-        Asn(configured.asn),
+        configured.asn.clone(),
     );
     peer.port = configured.port;
     peer.local_address = configured.local_address;
