@@ -58,8 +58,18 @@ fn open(asn: u32, router_id: [u8; 4]) -> Vec<u8> {
     message(OPEN, &body)
 }
 
-/// The streams for these prefixes, full messages of one attribute set.
+/// The streams for these prefixes from a neighbour of that AS, full messages of one attribute set.
 pub fn streams(prefixes: Prefixes, asn: u32, next_hop: IpAddr) -> Streams {
+    encode(prefixes, asn, next_hop, &[])
+}
+
+/// The same from an internal neighbour, which has the routes of another AS.
+pub fn internal_streams(prefixes: Prefixes, next_hop: IpAddr) -> Streams {
+    const LOCAL_PREF: [u8; 7] = [0x40, 5, 4, 0, 0, 0, 100];
+    encode(prefixes, 64999, next_hop, &LOCAL_PREF)
+}
+
+fn encode(prefixes: Prefixes, asn: u32, next_hop: IpAddr, further: &[u8]) -> Streams {
     let mut path = vec![0x40, 1, 1, 0, 0x40, 2, 6, 2, 1];
     path.extend(asn.to_be_bytes());
     let mut streams = Streams {
@@ -82,9 +92,9 @@ pub fn streams(prefixes: Prefixes, asn: u32, next_hop: IpAddr) -> Streams {
             index += 1;
         }
         let (announce, withdraw) = if prefixes.v6 {
-            v6_bodies(&path, next_hop, &reach)
+            v6_bodies(&path, next_hop, further, &reach)
         } else {
-            v4_bodies(&path, next_hop, &reach)
+            v4_bodies(&path, next_hop, further, &reach)
         };
         streams.announce.extend(message(UPDATE, &announce));
         streams.withdraw.extend(message(UPDATE, &withdraw));
@@ -98,22 +108,23 @@ fn short(length: usize) -> [u8; 2] {
         .to_be_bytes()
 }
 
-fn v4_bodies(path: &[u8], next_hop: IpAddr, reach: &[u8]) -> (Vec<u8>, Vec<u8>) {
+fn v4_bodies(path: &[u8], next_hop: IpAddr, further: &[u8], reach: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let mut attributes = path.to_vec();
     attributes.extend([0x40, 3, 4]);
     attributes.extend(octets(next_hop));
+    attributes.extend(further);
     let announce = [&[0, 0][..], &short(attributes.len()), &attributes, reach].concat();
     let withdraw = [&short(reach.len())[..], reach, &[0, 0]].concat();
     (announce, withdraw)
 }
 
-fn v6_bodies(path: &[u8], next_hop: IpAddr, reach: &[u8]) -> (Vec<u8>, Vec<u8>) {
+fn v6_bodies(path: &[u8], next_hop: IpAddr, further: &[u8], reach: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let multiprotocol = |kind: u8, head: &[u8]| {
         let length = short(head.len() + reach.len());
         [&[0x90, kind][..], &length, head, reach].concat()
     };
     let head = [&[0, 2, 1, 16][..], &octets(next_hop), &[0]].concat();
-    let attributes = [path, &multiprotocol(14, &head)].concat();
+    let attributes = [path, further, &multiprotocol(14, &head)].concat();
     let announce = [&[0, 0][..], &short(attributes.len()), &attributes].concat();
     let attributes = multiprotocol(15, &[0, 2, 1]);
     let withdraw = [&[0, 0][..], &short(attributes.len()), &attributes].concat();
@@ -136,17 +147,42 @@ fn read_message(stream: &mut TcpStream) -> Result<u8> {
     Ok(header[18])
 }
 
+/// Reads and drops what the speaker sends, so that it never has to wait for us.
+pub fn discard(mut stream: TcpStream) {
+    while read_message(&mut stream).is_ok() {}
+}
+
+fn dial(from: Option<IpAddr>, to: SocketAddr) -> Result<TcpStream> {
+    let domain = socket2::Domain::for_address(to);
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
+    if let Some(from) = from {
+        socket.bind(&SocketAddr::new(from, 0).into())?;
+    }
+    socket.connect_timeout(&to.into(), Duration::from_secs(1))?;
+    Ok(socket.into())
+}
+
 impl Session {
     /// Connects, again and again until the speaker listens, and brings the session up. Must be
     /// called inside the injector's namespace.
     pub fn connect(to: SocketAddr, asn: u32, patience: Duration) -> Result<Self> {
+        Self::connect_with(None, to, asn, patience, discard)
+    }
+
+    /// The same from one of several addresses; `reader` gets what the speaker sends once the
+    /// session is up.
+    pub fn connect_with(
+        from: Option<IpAddr>,
+        to: SocketAddr,
+        asn: u32,
+        patience: Duration,
+        reader: impl FnOnce(TcpStream) + Send + 'static,
+    ) -> Result<Self> {
         let deadline = Instant::now() + patience;
         loop {
-            let attempt = TcpStream::connect_timeout(&to, Duration::from_secs(1))
-                .map_err(anyhow::Error::from)
-                .and_then(|stream| Self::establish(stream, asn));
+            let attempt = dial(from, to).and_then(|stream| Self::shake_hands(stream, asn));
             match attempt {
-                Ok(session) => return Ok(session),
+                Ok(stream) => return Self::established(stream, reader),
                 Err(error) if Instant::now() > deadline => {
                     return Err(error).with_context(|| format!("no session with {to}"));
                 }
@@ -158,10 +194,10 @@ impl Session {
     /// Waits for the speaker's connection.
     pub fn accept(listener: &TcpListener, asn: u32) -> Result<Self> {
         let (stream, _) = listener.accept()?;
-        Self::establish(stream, asn)
+        Self::established(Self::shake_hands(stream, asn)?, discard)
     }
 
-    fn establish(mut stream: TcpStream, asn: u32) -> Result<Self> {
+    fn shake_hands(mut stream: TcpStream, asn: u32) -> Result<TcpStream> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
         let IpAddr::V4(local) = stream.local_addr()?.ip() else {
@@ -172,12 +208,18 @@ impl Session {
         stream.write_all(&message(KEEPALIVE, &[]))?;
         ensure!(read_message(&mut stream)? == KEEPALIVE, "no KEEPALIVE");
         stream.set_read_timeout(None)?;
+        Ok(stream)
+    }
+
+    fn established(
+        stream: TcpStream,
+        reader: impl FnOnce(TcpStream) + Send + 'static,
+    ) -> Result<Self> {
         let ended = Arc::new(AtomicBool::new(false));
-        let mut reader = stream.try_clone()?;
+        let copy = stream.try_clone()?;
         let flag = Arc::clone(&ended);
-        // What the speaker sends is read and dropped, so that it never has to wait for us.
         let threads = vec![std::thread::spawn(move || {
-            while !flag.load(Ordering::Relaxed) && read_message(&mut reader).is_ok() {}
+            reader(copy);
             flag.store(true, Ordering::Relaxed);
         })];
         Ok(Self {

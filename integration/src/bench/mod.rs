@@ -6,13 +6,19 @@
 //!   it is a witness and not a mirror of the library under test
 //! * [`fib`]: when a kernel holds exactly the routes it should
 //! * [`routes`]: the three together, for one daemon after the other
+//! * [`receiver`]: a session's far end that knows which routes it holds
+//! * [`rival`]: the daemons of a comparison, each started with the same task
+//! * [`passing`]: routes from one neighbour to all others
 //! * [`report`]: tables on the terminal and in `docs/benchmarks`
 
 pub mod attach;
 pub mod fib;
 pub mod injector;
 pub mod netlink;
+pub mod passing;
+pub mod receiver;
 pub mod report;
+pub mod rival;
 pub mod routes;
 
 use std::time::Duration;

@@ -54,6 +54,12 @@ pub fn milliseconds(duration: Duration) -> String {
     }
 }
 
+/// One time as a share of another: `0.46 ×`.
+pub fn ratio(own: Duration, other: Duration) -> String {
+    let other = other.as_secs_f64().max(1e-9);
+    format!("{:.2} ×", own.as_secs_f64() / other)
+}
+
 /// How many in a second.
 pub fn rate(count: usize, duration: Duration) -> String {
     #[expect(clippy::cast_precision_loss, reason = "counts are small")]
