@@ -28,6 +28,7 @@ fn pool(name: &str, cidr: &str, block_size: u8) -> config::Pool {
         cidr: cidr.parse().expect("a prefix"),
         block_size,
         disabled: false,
+        nat_outgoing: false,
         reserved: Vec::new(),
         claim: vec![cidr.parse().expect("a prefix")],
     }

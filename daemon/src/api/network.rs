@@ -5,7 +5,10 @@
 use std::net::IpAddr;
 
 use bgp::speaker::status::{PeerStatus, RoutePage, RouteQuery};
-use dataplane::reconcile::{KernelRoute, Lookup, NextHopView, Status};
+use dataplane::{
+    reconcile::{KernelRoute, Lookup, NextHopView, Status},
+    runtime::FilterStatus,
+};
 use ipnet::IpNet;
 
 use crate::node::Error;
@@ -18,6 +21,7 @@ pub trait Network: Send + Sync + 'static {
     /// Why an Established peer does not get this prefix, for a person; `None`: it does.
     async fn why_not_advertised(&self, peer: &str, prefix: IpNet) -> Option<String>;
     async fn dataplane(&self) -> Result<Status, Error>;
+    async fn filter(&self) -> Result<FilterStatus, Error>;
     async fn kernel_routes(
         &self,
         within: Option<IpNet>,
@@ -66,6 +70,10 @@ impl Network for Live {
 
     async fn dataplane(&self) -> Result<Status, Error> {
         self.dataplane.status().await.map_err(unavailable)
+    }
+
+    async fn filter(&self) -> Result<FilterStatus, Error> {
+        self.dataplane.filter_status().await.map_err(unavailable)
     }
 
     async fn kernel_routes(

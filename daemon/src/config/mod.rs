@@ -92,6 +92,8 @@ pub struct Pool {
     pub block_size: u8,
     /// No new addresses or blocks from it; what is in use stays.
     pub disabled: bool,
+    /// What its workloads send to addresses outside of all pools carries the node's address.
+    pub nat_outgoing: bool,
     /// Never given out. Each lies inside the pool.
     pub reserved: Vec<IpNet>,
     /// What `ipam.claim` names inside this pool: whole blocks, not overlapping, in the order of

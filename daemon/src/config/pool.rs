@@ -50,13 +50,7 @@ fn read_one(mut section: Section<'_, '_, '_>, earlier: &[Found<Pool>]) -> Option
     }
     let block_size = read_block_size(&mut section, cidr.as_ref());
     let disabled = section.boolean("disabled");
-    if let Some(Found { value: true, span }) = section.boolean("nat_outgoing") {
-        section.error(
-            "nat_outgoing",
-            Some(span),
-            "true is not supported yet; use false",
-        );
-    }
+    let nat_outgoing = section.boolean("nat_outgoing");
     for (key, choices) in [
         (
             "encapsulation",
@@ -104,6 +98,7 @@ fn read_one(mut section: Section<'_, '_, '_>, earlier: &[Found<Pool>]) -> Option
             cidr: cidr.value.trunc(),
             block_size: block_size?,
             disabled: disabled.is_some_and(|found| found.value),
+            nat_outgoing: nat_outgoing.is_some_and(|found| found.value),
             reserved,
             claim: Vec::new(),
         },

@@ -274,11 +274,6 @@ fn features_that_do_not_exist_yet_are_refused_and_not_ignored() {
         "agentd.toml:2: ipam.store: \"etcd\" is not supported yet; use \"local\"",
     );
     check_pool(
-        "nat_outgoing = true",
-        "nat_outgoing",
-        "true is not supported yet; use false",
-    );
-    check_pool(
         "encapsulation = \"vxlan\"",
         "encapsulation",
         "\"vxlan\" is not supported yet",

@@ -17,6 +17,8 @@ pub(super) struct Pool {
     pub(super) cidr: IpNet,
     pub(super) block_size: u8,
     pub(super) disabled: bool,
+    /// Only shown.
+    pub(super) nat_outgoing: bool,
     /// Not in the configuration any more: exists only for what workloads still use.
     pub(super) retired: bool,
     pub(super) reserved: Vec<IpNet>,
@@ -58,6 +60,7 @@ impl Pool {
             cidr: config.cidr,
             block_size: config.block_size,
             disabled: config.disabled,
+            nat_outgoing: config.nat_outgoing,
             retired: false,
             reserved: config.reserved.clone(),
             claim: claim.collect(),
@@ -78,6 +81,7 @@ impl Pool {
                 cidr,
                 block_size: cidr.prefix_len(),
                 disabled: true,
+                nat_outgoing: false,
                 reserved: Vec::new(),
                 claim: Vec::new(),
             })

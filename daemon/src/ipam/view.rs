@@ -79,7 +79,7 @@ fn pool_view(pool: &Pool) -> PoolView {
         cidr: pool.cidr,
         block_size: pool.block_size,
         disabled: pool.disabled,
-        nat_outgoing: false,
+        nat_outgoing: pool.nat_outgoing,
         claim: pool.claim(),
         blocks_claimable: u64::try_from(pool.claimable()).unwrap_or(u64::MAX),
         blocks_held: u64::try_from(pool.len()).expect("a count"),

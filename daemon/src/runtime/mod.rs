@@ -136,6 +136,11 @@ pub async fn run(mut config: Config) -> Result<(), StartError> {
             seed: u64::from(std::process::id()),
             ..Default::default()
         })?;
+    // Before workloads are known: their ports wait for the table.
+    dataplane
+        .set_filter(setup::filter(&config))
+        .await
+        .map_err(|_| StartError::Lost("dataplane"))?;
     let early = first_dump(&mut events).await?;
 
     let pools: Vec<IpNet> = config.pools.iter().map(|pool| pool.cidr).collect();

@@ -5,7 +5,10 @@ use bgp::{speaker::status::PeerState, types::Family};
 use crate::{
     api,
     telemetry::{
-        metrics::{Metrics, PeerDirection, PeerLabel, PeerPrefixes, PoolLabel, StateLabel},
+        metrics::{
+            Metrics, PeerDirection, PeerLabel, PeerPrefixes, PoolLabel, ReasonLabel, ResultLabel,
+            StateLabel,
+        },
         serve,
     },
 };
@@ -115,6 +118,27 @@ impl serve::Refresh for Scrape {
             metrics
                 .dataplane_conflicts
                 .set(count(status.conflicts.len()));
+        }
+        if let Ok(filter) = network.filter().await {
+            let counts = filter.counts;
+            metrics.filter_right.set(i64::from(filter.right));
+            metrics
+                .filter_ports
+                .set(i64::try_from(counts.ports).unwrap_or(i64::MAX));
+            let ok = counts.transactions.saturating_sub(counts.failures);
+            for (result, value) in [("ok", ok), ("failed", counts.failures)] {
+                metrics
+                    .filter_transactions
+                    .get_or_create(&ResultLabel { result })
+                    .set(gauge(value));
+            }
+            metrics.filter_repairs.set(gauge(counts.repairs));
+            for (reason, packets) in filter.dropped {
+                metrics
+                    .filter_dropped_packets
+                    .get_or_create(&ReasonLabel { reason })
+                    .set(gauge(packets));
+            }
         }
     }
 }

@@ -13,6 +13,7 @@ use bgp::{
     },
     types::Asn,
 };
+use dataplane::desired::FilterSettings;
 use ipnet::IpNet;
 
 use super::StartError;
@@ -54,6 +55,20 @@ pub(super) fn identity(config: &Config) -> Result<Identity, StartError> {
         asn: config.bgp.as_ref().map(|bgp| bgp.asn),
         router_id: config.bgp.as_ref().and(router_id),
     })
+}
+
+/// What the filter table is made of.
+pub(super) fn filter(config: &Config) -> FilterSettings {
+    FilterSettings {
+        inside: config.pools.iter().map(|pool| pool.cidr).collect(),
+        masquerade: config
+            .pools
+            .iter()
+            .filter(|pool| pool.nat_outgoing)
+            .map(|pool| pool.cidr)
+            .collect(),
+        bridged: Vec::new(),
+    }
 }
 
 /// The source address that the kernel would use towards `peer`. Connecting a datagram socket sends

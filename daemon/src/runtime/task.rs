@@ -355,6 +355,20 @@ impl Task {
                 Event::Repaired { id, what } => {
                     tracing::warn!(?id, %what, "changed by others, put back");
                 }
+                Event::FilterRepaired { what } => {
+                    tracing::warn!(%what, "nftables changed by others, put back");
+                }
+                Event::FilterFailed(error) => {
+                    tracing::error!(
+                        kind = ?error.kind,
+                        error = %error.text,
+                        "the nftables table is not as it should be: ports, masquerading and source \
+                         checks may be missing"
+                    );
+                }
+                Event::FilterProgrammed => {
+                    tracing::info!("the nftables table inet agentd stands");
+                }
                 Event::Failed { id, error } => {
                     tracing::warn!(?id, kind = ?error.kind, error = %error.text, "not in the kernel");
                     self.node.handle_dataplane(now, Event::Failed { id, error });

@@ -53,12 +53,27 @@ pub const TABLE: &[Row] = &[
     ("agentd_dataplane_objects", "gauge", "", &["state"], "Objects by state: wanted, pending, failing"),
     ("agentd_dataplane_writes", "gauge", "", &[], "Netlink messages written since the agent's start"),
     ("agentd_dataplane_repairs", "gauge", "", &[], "Times something of the agent's was changed by others and put back, since its start"),
+    ("agentd_filter_right", "gauge", "", &[], "1 when the nftables table stands as wanted"),
+    ("agentd_filter_ports", "gauge", "", &[], "Published ports, counted once for each family"),
+    ("agentd_filter_transactions", "gauge", "", &["result"], "Changes of the nftables table since the agent's start, by result: ok, failed"),
+    ("agentd_filter_repairs", "gauge", "", &[], "Times the nftables table was changed by others and put back, since the agent's start"),
+    ("agentd_filter_dropped_packets", "gauge", "", &["reason"], "Packets from workloads dropped since the table was made: source_address, router_advertisement, redirect, loopback_destination"),
     ("agentd_dataplane_conflicts", "gauge", "", &[], "Foreign objects that stand where the agent's should"),
 ];
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct StateLabel {
     pub state: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ResultLabel {
+    pub result: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ReasonLabel {
+    pub reason: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -127,6 +142,11 @@ pub struct Metrics {
     pub dataplane_writes: Gauge,
     pub dataplane_repairs: Gauge,
     pub dataplane_conflicts: Gauge,
+    pub filter_right: Gauge,
+    pub filter_ports: Gauge,
+    pub filter_transactions: Family<ResultLabel, Gauge>,
+    pub filter_repairs: Gauge,
+    pub filter_dropped_packets: Family<ReasonLabel, Gauge>,
     /// Only taken to encode, by one scrape at a time; never across an await.
     registry: Mutex<Registry>,
 }
@@ -179,6 +199,11 @@ impl Metrics {
             dataplane_writes = "agentd_dataplane_writes",
             dataplane_repairs = "agentd_dataplane_repairs",
             dataplane_conflicts = "agentd_dataplane_conflicts",
+            filter_right = "agentd_filter_right",
+            filter_ports = "agentd_filter_ports",
+            filter_transactions = "agentd_filter_transactions",
+            filter_repairs = "agentd_filter_repairs",
+            filter_dropped_packets = "agentd_filter_dropped_packets",
         )
     }
 
@@ -255,6 +280,10 @@ mod tests {
             family: "ipv4-unicast",
             kind: "received",
         }));
+        let result = ResultLabel { result: "ok" };
+        drop(metrics.filter_transactions.get_or_create(&result));
+        let reason = ReasonLabel { reason: "redirect" };
+        drop(metrics.filter_dropped_packets.get_or_create(&reason));
         metrics.operation_finished("add", "OK", Duration::ZERO);
         let text = metrics.encode();
         let mut expected: Vec<String> = TABLE

@@ -18,6 +18,7 @@ use dataplane::{
     desired::{Detail, Event, ObjectId, Source},
     kernel::Target,
     reconcile::{Hop, KernelRoute, Lookup, NextHopView, Status as DataplaneStatus},
+    runtime::FilterStatus,
 };
 use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
@@ -71,6 +72,7 @@ impl MadeUp {
                 index: 9,
                 gateway: Some("192.0.2.2".parse().unwrap()),
                 weight: 1,
+                endpoint: None,
             }],
             own: true,
         }
@@ -118,6 +120,10 @@ impl Network for MadeUp {
         })
     }
 
+    async fn filter(&self) -> Result<FilterStatus, Error> {
+        Ok(FilterStatus::default())
+    }
+
     async fn kernel_routes(
         &self,
         _within: Option<IpNet>,
@@ -156,6 +162,7 @@ async fn obliging(mut requests: mpsc::Receiver<Request>) {
         cidr: net("10.0.0.0/24"),
         block_size: 26,
         disabled: false,
+        nat_outgoing: false,
         reserved: vec![net("10.0.0.0/32")],
         claim: vec![net("10.0.0.0/26")],
     }];

@@ -26,6 +26,7 @@ pub(super) fn pool(name: &str, cidr: &str, block_size: u8, claim: &[&str]) -> co
         cidr: cidr.parse().unwrap(),
         block_size,
         disabled: false,
+        nat_outgoing: false,
         reserved: Vec::new(),
         claim: claim.iter().map(|range| range.parse().unwrap()).collect(),
     }

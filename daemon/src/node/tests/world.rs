@@ -61,6 +61,7 @@ fn pools() -> Vec<config::Pool> {
         cidr: net(cidr),
         block_size,
         disabled: false,
+        nat_outgoing: false,
         reserved: Vec::new(),
         claim: vec![net(claim)],
     };
