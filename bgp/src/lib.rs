@@ -54,9 +54,12 @@
 //! # }
 //! ```
 //!
+//! `examples/collect.rs` takes the whole table of a neighbour.
+//!
 //! # Two speakers without a network
 //!
 //! The core needs neither sockets nor a clock, so protocols of hours run in milliseconds.
+//! `examples/simulate.rs` does so with a ring of speakers whose links break.
 //!
 //! ```
 //! use std::{

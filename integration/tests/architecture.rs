@@ -204,3 +204,55 @@ fn cores_do_not_read_clocks_sleep_spawn_or_lock() -> Result<()> {
     }
     Ok(())
 }
+
+/// The speaker is of use to other programs: nothing is switched on unasked, it knows nothing of
+/// what this repository is for, and no type of the codec library is in its interface.
+#[test]
+fn bgp_is_a_library_of_its_own() -> Result<()> {
+    let metadata = metadata()?;
+    let bgp = metadata
+        .workspace_packages()
+        .into_iter()
+        .find(|package| package.name.as_str() == "bgp")
+        .context("no package bgp")?;
+    let default = bgp.features.get("default").context("feature default")?;
+    ensure!(default.is_empty(), "default features: {default:?}");
+
+    let mut files = Vec::new();
+    for part in ["src", "examples", "tests", "benches", "fuzz/fuzz_targets"] {
+        sources(&root().join("bgp").join(part), &mut files)?;
+    }
+    ensure!(files.len() > 50, "only {} files found", files.len());
+    for file in files {
+        let text = std::fs::read_to_string(&file)?;
+        for (number, line) in text.lines().enumerate() {
+            let lower = line.to_lowercase();
+            for word in [
+                "agentd",
+                "agentctl",
+                "workload",
+                "orchestrator",
+                "kubernetes",
+            ] {
+                ensure!(
+                    !lower.contains(word),
+                    "{}:{}: a word of the product: {line}",
+                    file.display(),
+                    number + 1
+                );
+            }
+        }
+    }
+    // `typed` is the only module that names the codec library, and lets out bytes and texts only.
+    let typed = std::fs::read_to_string(root().join("bgp/src/wire/typed.rs"))?;
+    let public: Vec<&str> = typed
+        .lines()
+        .map(str::trim_start)
+        .filter(|line| line.starts_with("pub ") || line.starts_with("pub(crate)"))
+        .collect();
+    ensure!(
+        public == ["pub fn format_extended_community(community: [u8; 8]) -> String {"],
+        "public items of bgp/src/wire/typed.rs: {public:#?}"
+    );
+    Ok(())
+}
