@@ -155,6 +155,15 @@ pub(super) fn select(candidates: &mut [Candidate]) -> usize {
     equal
 }
 
+/// Orders the candidates so that each is the best of those after it. [`select`] alone does not: two
+/// that lost at one step were not compared with each other, and MED may count again among fewer.
+pub(super) fn rank(candidates: &mut [Candidate]) {
+    let last = candidates.len().saturating_sub(1);
+    for start in 0..last {
+        select(&mut candidates[start..]);
+    }
+}
+
 /// Drops those whose key is not the least among those left.
 fn eliminate<K: Ord>(candidates: &mut [Candidate], step: Step, key: impl Fn(&Candidate) -> K) {
     let left = candidates

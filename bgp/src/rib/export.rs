@@ -1,6 +1,6 @@
 //! What a peer is told of a route: who may get it, and with which attributes.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, num::NonZeroU16, sync::Arc};
 
 use ipnet::IpNet;
 
@@ -30,6 +30,9 @@ pub(super) struct ExportParameters {
     pub(super) remove_private_as: bool,
     pub(super) policy: Arc<Policy>,
     pub(super) negotiated: Arc<Negotiated>,
+    /// How many paths of a prefix are sent at most, each with an identifier (RFC 7911). `None`: the
+    /// best one, without.
+    pub(super) paths: Option<NonZeroU16>,
 }
 
 impl ExportParameters {
@@ -45,6 +48,8 @@ impl ExportParameters {
             remove_private_as: session.remove_private_as && session.kind == PeerKind::External,
             policy: session.export.clone(),
             negotiated: session.negotiated.clone(),
+            paths: session.negotiated.add_path_send[family.index()]
+                .then(|| NonZeroU16::new(session.add_path_send).unwrap_or(NonZeroU16::MIN)),
         }
     }
 }

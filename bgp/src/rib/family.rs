@@ -61,9 +61,11 @@ impl<K: Prefix> FamilyRib<K> {
                 self.forwarding.push_back(route);
             }
         }
-        if outcome.best {
+        if outcome.best || outcome.paths {
             for group in self.groups.iter_mut().flatten() {
-                group.mark(&mut self.table, shared, route);
+                if outcome.best || group.parameters.paths.is_some() {
+                    group.mark(&mut self.table, shared, route);
+                }
             }
         }
         self.table.reap(route);
@@ -486,7 +488,7 @@ impl<K: Prefix> FamilyRib<K> {
         let peer = shared.peer_mut(slot).expect("a peer that is up has a slot");
         peer.group[K::FAMILY.index()] = Some(group);
         shared.notify(slot);
-        for route in before.iter().flat_map(|before| &before.had) {
+        for (route, _) in before.iter().flat_map(|before| &before.had) {
             self.table.unpin(*route);
         }
     }

@@ -13,8 +13,7 @@
 //! one walk over the table however much changed: a peer going down, next hops changing, a new
 //! update group.
 //!
-//! Deliberately absent: more than one path for a prefix towards ADD-PATH peers, confederations,
-//! aggregation.
+//! Deliberately absent: confederations, aggregation.
 
 mod advertised;
 mod arena;
@@ -25,6 +24,7 @@ mod group;
 mod import;
 mod interned;
 mod outputs;
+mod path_ids;
 mod prefix;
 mod shared;
 mod table;

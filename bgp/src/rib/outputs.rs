@@ -36,6 +36,8 @@ struct Key {
     effective: u32,
     peer: Option<PeerId>,
     rule: Option<usize>,
+    /// Of the path as received; 0 where one path of a prefix is sent.
+    path: u32,
 }
 
 #[derive(Debug)]
@@ -43,6 +45,8 @@ struct Output {
     key: Key,
     references: u32,
     sent: u32,
+    /// The identifier that it is sent with (RFC 7911); 0 where there is none.
+    path_id: u32,
     next_hop: IpAddr,
     /// Members that must not get it: whom it was learned from, and whose address the next hop is
     /// (RFC 4271 §5.1.3).
@@ -77,9 +81,11 @@ impl Outputs {
                 effective: NO_ATTRIBUTES,
                 peer: None,
                 rule: None,
+                path: 0,
             },
             references: 1,
             sent: NONE,
+            path_id: 0,
             next_hop: IpAddr::from([0; 4]),
             hidden: SmallVec::new(),
         });
@@ -113,7 +119,7 @@ impl Outputs {
         }
     }
 
-    /// What is to be sent for a best path, with a reference; `NOT_SENT` when nothing is.
+    /// What is to be sent for a path, with a reference; `NOT_SENT` when nothing is.
     pub(super) fn output<K: Prefix>(
         &mut self,
         shared: &mut Shared,
@@ -138,6 +144,7 @@ impl Outputs {
             effective: best.effective,
             peer: peer.map(|peer| peer.id),
             rule: decision.rule,
+            path: to.paths.map_or(0, |_| best.path_id),
         };
         let known = match self.last {
             Some((last, id)) if last == key => Some(id),
@@ -174,10 +181,15 @@ impl Outputs {
             .collect();
         let sent = self.intern(attributes);
         shared.attributes.retain(key.effective);
+        let path_id = match to.paths {
+            None => 0,
+            Some(_) => shared.path_ids.acquire((key.peer, key.path)),
+        };
         let id = self.outputs.insert(Output {
             key,
             references: 1,
             sent,
+            path_id,
             next_hop,
             hidden,
         });
@@ -223,13 +235,16 @@ impl Outputs {
         if output.references > 0 {
             return;
         }
-        let (key, sent) = (output.key, output.sent);
+        let (key, sent, path_id) = (output.key, output.sent, output.path_id);
         self.by_key.remove(&key);
         if self.last.is_some_and(|(_, last)| last == id) {
             self.last = None;
         }
         self.outputs.remove(id);
         shared.attributes.release(key.effective);
+        if path_id != 0 {
+            shared.path_ids.release((key.peer, key.path));
+        }
         let entry = &mut self.sent[sent];
         entry.references -= 1;
         if entry.references == 0 {
@@ -248,6 +263,17 @@ impl Outputs {
 
     pub(super) fn attributes(&self, sent: u32) -> &Arc<Attributes> {
         &self.sent[sent].attributes
+    }
+
+    /// The identifier of the path as sent; 0 where one path of a prefix is sent.
+    pub(super) fn path_id(&self, id: u32) -> u32 {
+        self.outputs[id].path_id
+    }
+
+    /// The identifier of the path as received.
+    pub(super) fn received_path_id(&self, id: u32) -> Option<u32> {
+        let output = &self.outputs[id];
+        (output.path_id != 0).then_some(output.key.path)
     }
 
     /// Members that must not get it.

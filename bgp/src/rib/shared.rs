@@ -9,6 +9,7 @@ use hashbrown::HashMap;
 
 use super::{
     interned::{AttributeSets, NextHops},
+    path_ids::PathIds,
     types::{PeerCounts, PeerKind, PeerRib, RibConfig},
 };
 use crate::{
@@ -68,6 +69,7 @@ pub(super) struct Shared {
     started: Instant,
     pub(super) attributes: AttributeSets,
     pub(super) next_hops: NextHops,
+    pub(super) path_ids: PathIds,
     /// By slot; slot 0 stands for routes originated here. A slot is reused when its peer is down
     /// and has no path left.
     pub(super) peers: Vec<Option<Peer>>,
@@ -85,6 +87,7 @@ impl Shared {
             started: now,
             attributes: AttributeSets::new(),
             next_hops: NextHops::new(),
+            path_ids: PathIds::default(),
             peers: vec![None],
             slots: HashMap::default(),
             dirty_peers: VecDeque::new(),

@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 
 use super::{
     arena::{Arena, NONE},
-    decision::{Candidate, select},
+    decision::{Candidate, rank, select},
     interned::{NO_ATTRIBUTES, NO_NEXT_HOPS},
     prefix::Prefix,
     shared::{LOCAL, Shared},
@@ -140,6 +140,8 @@ pub(super) struct Outcome {
     pub(super) best: bool,
     /// The set of next hops may be another one.
     pub(super) forwarding: bool,
+    /// Some path is another, or the order is: matters to peers that are sent several.
+    pub(super) paths: bool,
 }
 
 #[derive(Debug)]
@@ -203,6 +205,10 @@ impl<K: Prefix> Table<K> {
     }
 
     pub(super) fn pin(&mut self, id: u32) {
+        debug_assert!(
+            self.routes[id].is_live(),
+            "a record is pinned while it is there"
+        );
         self.routes[id].pins += 1;
     }
 
@@ -487,6 +493,27 @@ impl<K: Prefix> Table<K> {
         (candidates, equal)
     }
 
+    /// Every eligible path, each the best of those after it.
+    pub(super) fn ranked(&self, shared: &Shared, id: u32) -> SmallVec<[Best; 4]> {
+        let named = (0u32..).zip(self.paths(id));
+        let mut candidates: SmallVec<[Candidate; 4]> = named
+            .filter_map(|(name, path)| Self::candidate(shared, path, name))
+            .collect();
+        rank(&mut candidates);
+        let paths: SmallVec<[&Path; 4]> = self.paths(id).collect();
+        candidates
+            .iter()
+            .map(|candidate| {
+                let path = paths[candidate.path as usize];
+                Best {
+                    slot: path.slot,
+                    path_id: path.path_id,
+                    effective: path.effective,
+                }
+            })
+            .collect()
+    }
+
     /// Runs the decision process. `before` is what was best before the change.
     pub(super) fn decide(&mut self, shared: &Shared, id: u32, before: Option<Best>) -> Outcome {
         let route = &self.routes[id];
@@ -509,6 +536,7 @@ impl<K: Prefix> Table<K> {
         Outcome {
             best,
             forwarding: best || equal_before > 1 || equal > 1,
+            paths: true,
         }
     }
 

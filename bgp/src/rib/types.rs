@@ -387,7 +387,7 @@ pub struct PeerCounts {
     /// In the Adj-RIB-In, and of these accepted by import policy and loop checks.
     pub received: u32,
     pub accepted: u32,
-    /// In the Adj-RIB-Out.
+    /// In the Adj-RIB-Out; paths where several are sent.
     pub advertised: u32,
     pub stale: u32,
     pub end_of_rib_received: bool,

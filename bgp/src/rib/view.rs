@@ -144,7 +144,7 @@ fn has_rows<K: Prefix>(rib: &FamilyRib<K>, shared: &Shared, table: Table, route:
         Table::AdjRibOut(peer) => shared
             .slot(peer)
             .and_then(|slot| rib.group(shared, slot))
-            .is_some_and(|group| group.output(route, peer).is_some()),
+            .is_some_and(|group| !group.outputs_for(route, peer).is_empty()),
     }
 }
 
@@ -161,7 +161,7 @@ fn rows<K: Prefix>(
     out: &mut Vec<RouteView>,
 ) {
     if let Table::AdjRibOut(peer) = table {
-        out.extend(sent_row(rib, shared, route, peer));
+        sent_rows(rib, shared, route, peer, out);
         return;
     }
     let (ranking, equal) = rib.table.ranking(shared, route);
@@ -223,29 +223,35 @@ fn reason(
     }
 }
 
-fn sent_row<K: Prefix>(
+fn sent_rows<K: Prefix>(
     rib: &FamilyRib<K>,
     shared: &Shared,
     route: u32,
     peer: PeerId,
-) -> Option<RouteView> {
-    let group = rib.group(shared, shared.slot(peer)?)?;
-    let output = group.output(route, peer)?;
+    out: &mut Vec<RouteView>,
+) {
+    let Some(group) = shared.slot(peer).and_then(|slot| rib.group(shared, slot)) else {
+        return;
+    };
     let outputs = group.outputs();
-    let source = outputs.peer(output);
     let table: &Routes<K> = &rib.table;
-    let path = table
-        .paths(route)
-        .find(|path| shared.peer(path.slot).map(|known| known.id) == source);
     let policy = &group.parameters.policy;
-    Some(RouteView {
-        prefix: table.routes[route].key.ip_net(),
-        peer: source,
-        path_id: path.map_or(0, |path| path.path_id),
-        attributes: outputs.attributes(outputs.sent(output)).clone(),
-        best: true,
-        stale: path.is_some_and(Path::is_stale),
-        received: shared.instant(path.map_or(0, |path| path.stamp)),
-        reason: Reason::Exported(policy.describe(outputs.rule(output))),
-    })
+    for output in group.outputs_for(route, peer) {
+        let source = outputs.peer(output);
+        let received = outputs.received_path_id(output);
+        let path = table.paths(route).find(|path| {
+            shared.peer(path.slot).map(|known| known.id) == source
+                && received.is_none_or(|id| id == path.path_id)
+        });
+        out.push(RouteView {
+            prefix: table.routes[route].key.ip_net(),
+            peer: source,
+            path_id: outputs.path_id(output),
+            attributes: outputs.attributes(outputs.sent(output)).clone(),
+            best: true,
+            stale: path.is_some_and(Path::is_stale),
+            received: shared.instant(path.map_or(0, |path| path.stamp)),
+            reason: Reason::Exported(policy.describe(outputs.rule(output))),
+        });
+    }
 }

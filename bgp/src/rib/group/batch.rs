@@ -2,18 +2,41 @@
 
 use smallvec::SmallVec;
 
-use super::{super::prefix::Prefix, Group, sender::Sender};
+use super::{
+    super::prefix::Prefix,
+    Group,
+    sender::{Item, Sender},
+};
 use crate::{
-    rib::{outputs::NOT_SENT, shared::Shared, table::Table},
+    rib::{
+        outputs::{NOT_SENT, Outputs},
+        shared::Shared,
+        table::Table,
+    },
     types::PeerId,
 };
 
-/// A prefix went from one output to another; holds a reference to both and a pin.
+/// The output before and the one after.
+pub(super) type Pair = (u32, u32);
+
+/// A path of a prefix went from one output to another; holds a reference to both and a pin. Where
+/// both are something, they have the same identifier.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Change {
     pub(super) route: u32,
     pub(super) old: u32,
     pub(super) new: u32,
+}
+
+impl Change {
+    /// The identifier of the path that it is about.
+    pub(super) fn path_id(&self, outputs: &Outputs) -> u32 {
+        outputs.path_id(if self.new == NOT_SENT {
+            self.old
+        } else {
+            self.new
+        })
+    }
 }
 
 /// Whole messages.
@@ -88,17 +111,25 @@ impl<K: Prefix> Group<K> {
         for run in items.chunk_by(|a, b| (a.0 != 0, a.1) == (b.0 != 0, b.1)) {
             let except = &excepts[run[0].1 as usize];
             let withdraws = run[0].0 == 0;
-            let announce: Vec<(u32, u32)> = run
+            let announce: Vec<Item> = run
                 .iter()
-                .map(|(sent, _, change)| (sent.wrapping_sub(1), change.route))
+                .map(|(sent, _, change)| Item {
+                    sent: sent.wrapping_sub(1),
+                    route: change.route,
+                    path_id: change.path_id(&self.outputs),
+                })
                 .collect();
             let mut done = 0;
             while done < run.len() {
                 let mut bytes = Vec::new();
                 let mut updates = 0;
                 let taken = if withdraws {
-                    let routes: Vec<u32> = announce[done..].iter().map(|(_, r)| *r).collect();
-                    sender.withdraw(&routes, &mut bytes, limits.segment_bytes, &mut updates)
+                    sender.withdraw(
+                        &announce[done..],
+                        &mut bytes,
+                        limits.segment_bytes,
+                        &mut updates,
+                    )
                 } else {
                     sender.announce(
                         &announce[done..],

@@ -15,8 +15,15 @@
 //! batches would pile up, or when a change looks different to it than to the others (a route moved
 //! to or from it: nobody is told of what he sent himself). It then has a set of pending prefixes,
 //! each with what it has been sent, and gets messages of its own until the set is empty.
+//!
+//! Members that are sent several paths of a prefix (RFC 7911) are in groups of their own, where the
+//! word of a prefix names a set of outputs (`paths`). Changes and pending entries are about one path
+//! of a prefix there, told apart by its identifier, which is 0 elsewhere.
 
 mod batch;
+mod catch_up;
+mod evaluate;
+mod paths;
 mod sender;
 
 use std::{collections::VecDeque, net::IpAddr};
@@ -27,7 +34,6 @@ use smallvec::SmallVec;
 use super::{
     arena::Words,
     export::ExportParameters,
-    family::KEPT,
     outputs::{NOT_SENT, Outputs},
     prefix::Prefix,
     shared::Shared,
@@ -41,7 +47,7 @@ use crate::{
 };
 
 use batch::{Batch, Change};
-use sender::Sender;
+use paths::PathSets;
 
 /// In the word of a prefix: it waits to be evaluated.
 const DIRTY: u32 = 1 << 31;
@@ -69,18 +75,21 @@ struct Member {
     refresh: Refresh,
     /// A refresh with markers that waits for the End-of-RIB (RFC 7313 §4).
     refresh_waits: bool,
-    /// Out of step: prefix to what the member has (an output with a reference, or `UNKNOWN`).
-    pending: HashMap<u32, u32, foldhash::fast::RandomState>,
+    /// Out of step: path to what the member has (an output with a reference, or `UNKNOWN`).
+    pending: HashMap<PathOf, u32, foldhash::fast::RandomState>,
     /// Outputs of the group that this member must not get.
     hidden: u32,
     end_of_rib_sent: bool,
 }
 
+/// A prefix, and the identifier of one path of it as sent.
+pub(super) type PathOf = (u32, u32);
+
 /// What a member takes along to another group.
 #[derive(Debug)]
 pub(super) struct Departure {
     /// What it has been sent, or may have been; each pinned by the owner of this value.
-    pub(super) had: Vec<u32>,
+    pub(super) had: Vec<PathOf>,
     pub(super) end_of_rib_sent: bool,
     /// It was promised a refresh that has not come to its end.
     refresh: bool,
@@ -90,15 +99,17 @@ pub(super) struct Departure {
 pub(super) struct Group<K> {
     pub(super) parameters: ExportParameters,
     members: Vec<Member>,
-    /// What the members are to have: an output id, and `DIRTY`. A word that is not 0 pins.
+    /// What the members are to have: the id of an output, or of a set of them where there are
+    /// `paths`; and `DIRTY`. A word that is not 0 pins.
     words: Words,
+    paths: Option<PathSets>,
     dirty: VecDeque<u32>,
     outputs: Outputs,
     batches: VecDeque<Batch>,
     /// Number of the first batch still kept.
     first_batch: u64,
     batches_size: usize,
-    /// Words with an output.
+    /// Outputs of all words.
     advertised: u32,
     family: std::marker::PhantomData<K>,
 }
@@ -106,6 +117,7 @@ pub(super) struct Group<K> {
 impl<K: Prefix> Group<K> {
     pub(super) fn new(parameters: ExportParameters) -> Self {
         Self {
+            paths: parameters.paths.map(|_| PathSets::new()),
             parameters,
             members: Vec::new(),
             words: Words::default(),
@@ -139,13 +151,18 @@ impl<K: Prefix> Group<K> {
         self.outputs.join(peer, address);
         let hidden = (0..table.routes.end())
             .take(if self.advertised > 0 { usize::MAX } else { 0 })
-            .map(|route| self.words.get(route) & !DIRTY)
-            .filter(|output| *output != NOT_SENT && !self.outputs.is_visible(*output, peer))
-            .count();
+            .map(|route| {
+                let word = self.words.get(route) & !DIRTY;
+                let outputs = self.outputs_of(&word).iter();
+                outputs
+                    .filter(|output| !self.outputs.is_visible(**output, peer))
+                    .count()
+            })
+            .sum::<usize>();
         let mut pending = HashMap::default();
-        for route in before.iter().flat_map(|before| &before.had) {
-            table.pin(*route);
-            pending.insert(*route, UNKNOWN);
+        for path in before.iter().flat_map(|before| &before.had) {
+            table.pin(path.0);
+            pending.insert(*path, UNKNOWN);
         }
         let refresh = match before {
             None => Refresh::None,
@@ -168,17 +185,18 @@ impl<K: Prefix> Group<K> {
     /// What the member would take along.
     pub(super) fn departure(&self, table: &mut Table<K>, peer: PeerId) -> Option<Departure> {
         let member = &self.members[self.member(peer)?];
-        let had: Vec<u32> = (0..table.routes.end())
-            .filter(|route| {
-                self.outputs
-                    .is_visible(self.words.get(*route) & !DIRTY, peer)
-                    || member.pending.contains_key(route)
-            })
-            .chain(self.unseen(member).map(|change| change.route))
-            .collect::<std::collections::BTreeSet<_>>()
-            .into_iter()
-            .collect();
-        had.iter().for_each(|route| table.pin(*route));
+        let mut had = std::collections::BTreeSet::new();
+        for route in 0..table.routes.end() {
+            for output in self.outputs_for(route, peer) {
+                had.insert((route, self.outputs.path_id(output)));
+            }
+        }
+        had.extend(member.pending.keys());
+        for change in self.unseen(member) {
+            had.insert((change.route, change.path_id(&self.outputs)));
+        }
+        let had: Vec<PathOf> = had.into_iter().collect();
+        had.iter().for_each(|(route, _)| table.pin(*route));
         Some(Departure {
             had,
             end_of_rib_sent: member.end_of_rib_sent,
@@ -193,8 +211,8 @@ impl<K: Prefix> Group<K> {
         };
         let member = self.members.swap_remove(index);
         self.outputs.leave(peer);
-        for (route, had) in member.pending {
-            release_pending(&mut self.outputs, table, shared, route, had);
+        for ((route, _), had) in member.pending {
+            catch_up::release(&mut self.outputs, table, shared, route, had);
         }
         self.trim(table, shared);
     }
@@ -205,7 +223,7 @@ impl<K: Prefix> Group<K> {
         for route in 0..table.routes.end() {
             let word = self.words.get(route);
             if word != 0 {
-                self.outputs.release(shared, word & !DIRTY);
+                self.release_word(shared, word & !DIRTY);
                 table.unpin(route);
             }
         }
@@ -262,7 +280,7 @@ impl<K: Prefix> Group<K> {
         self.first_batch + self.batches.len() as u64
     }
 
-    /// Prefixes in the Adj-RIB-Out of the member.
+    /// Prefixes in the Adj-RIB-Out of the member; paths, where it is sent several.
     pub(super) fn advertised(&self, peer: PeerId) -> u32 {
         let hidden = self
             .member(peer)
@@ -270,10 +288,29 @@ impl<K: Prefix> Group<K> {
         self.advertised.saturating_sub(hidden)
     }
 
-    /// The output of a prefix for a member.
-    pub(super) fn output(&self, route: u32, peer: PeerId) -> Option<u32> {
-        let output = self.words.get(route) & !DIRTY;
-        self.outputs.is_visible(output, peer).then_some(output)
+    /// The outputs of a prefix for a member: none or one, or several where it is sent several paths.
+    pub(super) fn outputs_for(&self, route: u32, peer: PeerId) -> SmallVec<[u32; 4]> {
+        let word = self.words.get(route) & !DIRTY;
+        let outputs = self.outputs_of(&word).iter().copied();
+        outputs
+            .filter(|output| self.outputs.is_visible(*output, peer))
+            .collect()
+    }
+
+    /// The outputs that a word stands for.
+    fn outputs_of<'a>(&'a self, word: &'a u32) -> &'a [u32] {
+        match &self.paths {
+            _ if *word == NOT_SENT => &[],
+            None => std::slice::from_ref(word),
+            Some(sets) => sets.get(*word),
+        }
+    }
+
+    fn release_word(&mut self, shared: &mut Shared, word: u32) {
+        match &mut self.paths {
+            None => self.outputs.release(shared, word),
+            Some(sets) => sets.release(&mut self.outputs, shared, word),
+        }
     }
 
     pub(super) fn outputs(&self) -> &Outputs {
@@ -400,85 +437,6 @@ impl<K: Prefix> Group<K> {
         }
     }
 
-    /// Sends the next part of the whole table.
-    fn send_dump(
-        &mut self,
-        index: usize,
-        table: &mut Table<K>,
-        shared: &mut Shared,
-        out: &mut Vec<u8>,
-        pulled: &mut Pulled,
-    ) {
-        let member = &mut self.members[index];
-        let from = member.dump.expect("called while a dump runs");
-        let mut announce = Vec::new();
-        let mut route = from;
-        while route < table.routes.end() && announce.len() < shared.limits.step {
-            let output = self.words.get(route) & !DIRTY;
-            if self.outputs.is_visible(output, member.peer) {
-                announce.push((self.outputs.sent(output), route));
-                if let Some(had) = member.pending.remove(&route) {
-                    release_pending(&mut self.outputs, table, shared, route, had);
-                }
-            }
-            route += 1;
-        }
-        member.dump = (route < table.routes.end()).then_some(route);
-        announce.sort_unstable();
-        let sender = Sender {
-            table,
-            outputs: &self.outputs,
-            parameters: &self.parameters,
-        };
-        sender.send(&[], &announce, out, pulled);
-    }
-
-    /// Sends a part of the pending prefixes of a member out of step.
-    fn send_pending(
-        &mut self,
-        index: usize,
-        table: &mut Table<K>,
-        shared: &mut Shared,
-        out: &mut Vec<u8>,
-        pulled: &mut Pulled,
-    ) {
-        let member = &mut self.members[index];
-        let peer = member.peer;
-        let step = shared.limits.step;
-        let taken: Vec<(u32, u32)> = if member.pending.len() <= step {
-            member.pending.drain().collect()
-        } else {
-            member.pending.extract_if(|_, _| true).take(step).collect()
-        };
-        let mut withdraw = Vec::new();
-        let mut announce = Vec::new();
-        for (route, had) in &taken {
-            let output = self.words.get(*route) & !DIRTY;
-            if self.outputs.is_visible(output, peer) {
-                let sent = self.outputs.sent(output);
-                if *had == UNKNOWN || self.outputs.sent(*had) != sent {
-                    announce.push((sent, *route));
-                }
-            } else if *had != NOT_SENT {
-                withdraw.push(*route);
-            }
-        }
-        withdraw.sort_unstable();
-        announce.sort_unstable();
-        let sender = Sender {
-            table,
-            outputs: &self.outputs,
-            parameters: &self.parameters,
-        };
-        sender.send(&withdraw, &announce, out, pulled);
-        for (route, had) in taken {
-            release_pending(&mut self.outputs, table, shared, route, had);
-        }
-        if self.members[index].pending.capacity() > 4 * step {
-            self.members[index].pending.shrink_to_fit();
-        }
-    }
-
     /// Changes that a member in step has not been told yet.
     fn unseen<'a>(&'a self, member: &Member) -> impl Iterator<Item = &'a Change> + use<'a, K> {
         let (batch, segment) = member.position.unwrap_or((self.next_batch(), 0));
@@ -502,90 +460,7 @@ impl<K: Prefix> Group<K> {
         let member = &mut self.members[index];
         member.position = None;
         for change in unseen {
-            note(&mut self.outputs, member, change, |route| table.pin(route));
-        }
-    }
-
-    /// Works out what the members are to have for the dirty prefixes (a bounded number of them),
-    /// and what is to be sent for it.
-    fn evaluate(&mut self, table: &mut Table<K>, shared: &mut Shared) {
-        let step = shared.limits.step;
-        let mut changes: Vec<Change> = Vec::with_capacity(self.dirty.len().min(step));
-        while changes.len() < step {
-            let Some(route) = self.dirty.pop_front() else {
-                break;
-            };
-            let new = match table.best(route) {
-                None => NOT_SENT,
-                Some(best) => {
-                    let key = table.routes[route].key;
-                    self.outputs.output(shared, &self.parameters, key, best)
-                }
-            };
-            let word = self.words.slot(route);
-            let old = std::mem::replace(word, new) & !DIRTY;
-            if old == new {
-                self.outputs.release(shared, new);
-                if new == NOT_SENT {
-                    table.unpin(route);
-                }
-                continue;
-            }
-            self.outputs.retain(new);
-            table.pin(route);
-            if new == NOT_SENT {
-                table.unpin(route);
-                self.advertised -= 1;
-            } else if old == NOT_SENT {
-                self.advertised += 1;
-            }
-            changes.push(Change { route, old, new });
-        }
-        if self.dirty.is_empty() {
-            self.dirty.shrink_to(KEPT);
-        }
-        self.tell_members_apart(table, &changes);
-        for member in &mut self.members {
-            if member.position.is_none() {
-                for change in &changes {
-                    note(&mut self.outputs, member, *change, |route| table.pin(route));
-                }
-            }
-        }
-        if self.members.iter().any(|member| member.position.is_some()) {
-            self.seal(table, shared, changes);
-        } else {
-            for change in changes {
-                self.release_change(table, shared, change);
-            }
-        }
-    }
-
-    /// Keeps the count of hidden outputs, and takes those members out of step to whom a change
-    /// looks different than to the others and is not nothing.
-    fn tell_members_apart(&mut self, table: &mut Table<K>, changes: &[Change]) {
-        let mut apart: SmallVec<[usize; 4]> = SmallVec::new();
-        for change in changes {
-            for peer in self.outputs.hidden(change.old) {
-                let index = self.member(*peer).expect("outputs are hidden from members");
-                if self.outputs.is_visible(change.new, *peer) {
-                    apart.push(index);
-                }
-                self.members[index].hidden -= 1;
-            }
-            for peer in self.outputs.hidden(change.new) {
-                let index = self.member(*peer).expect("outputs are hidden from members");
-                if self.outputs.is_visible(change.old, *peer) {
-                    apart.push(index);
-                }
-                self.members[index].hidden += 1;
-            }
-            apart.dedup();
-        }
-        apart.sort_unstable();
-        apart.dedup();
-        for index in apart {
-            self.detach(table, index);
+            catch_up::note(&mut self.outputs, member, change, |route| table.pin(route));
         }
     }
 
@@ -614,43 +489,4 @@ impl<K: Prefix> Group<K> {
         self.outputs.release(shared, change.new);
         table.unpin(change.route);
     }
-}
-
-/// Adds a change to the pending set of a member out of step.
-fn note(outputs: &mut Outputs, member: &mut Member, change: Change, pin: impl FnOnce(u32)) {
-    let mut had = if outputs.is_visible(change.old, member.peer) {
-        change.old
-    } else {
-        NOT_SENT
-    };
-    if member.dump.is_some_and(|next| change.route >= next) {
-        if member.refresh == Refresh::None {
-            // What a first dump has not reached yet, the member does not have.
-            return;
-        }
-        // A refresh may have cut a first dump short.
-        had = UNKNOWN;
-    }
-    let nothing = had == NOT_SENT && !outputs.is_visible(change.new, member.peer);
-    if nothing || member.pending.contains_key(&change.route) {
-        return;
-    }
-    if had != UNKNOWN {
-        outputs.retain(had);
-    }
-    pin(change.route);
-    member.pending.insert(change.route, had);
-}
-
-fn release_pending<K: Prefix>(
-    outputs: &mut Outputs,
-    table: &mut Table<K>,
-    shared: &mut Shared,
-    route: u32,
-    had: u32,
-) {
-    if had != UNKNOWN {
-        outputs.release(shared, had);
-    }
-    table.unpin(route);
 }

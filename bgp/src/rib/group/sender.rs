@@ -9,6 +9,15 @@ use crate::{
     wire::{EncodedAttributes, encode_announce, encode_withdraw},
 };
 
+/// One path to be announced or withdrawn, in the order in which announcements are packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Item {
+    /// Attributes as sent; of no meaning for a withdrawal.
+    pub(super) sent: u32,
+    pub(super) route: u32,
+    pub(super) path_id: u32,
+}
+
 /// Encodes prefixes.
 pub(super) struct Sender<'a, K> {
     pub(super) table: &'a Table<K>,
@@ -21,20 +30,18 @@ impl<K: Prefix> Sender<'_, K> {
         &self.parameters.negotiated
     }
 
-    fn nlri(&self, route: u32) -> Nlri<K::Net> {
-        // Where the peer asked for path identifiers, the one path we send has number 1.
-        let path_id = u32::from(self.negotiated().add_path_send[K::FAMILY.index()]);
+    fn nlri(&self, item: &Item) -> Nlri<K::Net> {
         Nlri {
-            path_id,
-            prefix: self.table.routes[route].key.net(),
+            path_id: item.path_id,
+            prefix: self.table.routes[item.route].key.net(),
         }
     }
 
     /// Everything; `announce` is sorted by attributes.
     pub(super) fn send(
         &self,
-        withdraw: &[u32],
-        announce: &[(u32, u32)],
+        withdraw: &[Item],
+        announce: &[Item],
         out: &mut Vec<u8>,
         pulled: &mut Pulled,
     ) {
@@ -45,12 +52,12 @@ impl<K: Prefix> Sender<'_, K> {
     /// Encodes until `limit` octets were appended; says how many prefixes were taken.
     pub(super) fn withdraw(
         &self,
-        routes: &[u32],
+        items: &[Item],
         out: &mut Vec<u8>,
         limit: usize,
         updates: &mut u32,
     ) -> usize {
-        let nlri: Vec<_> = routes.iter().map(|route| self.nlri(*route)).collect();
+        let nlri: Vec<_> = items.iter().map(|item| self.nlri(item)).collect();
         let start = out.len();
         let mut done = 0;
         while done < nlri.len() && out.len() - start < limit {
@@ -60,10 +67,10 @@ impl<K: Prefix> Sender<'_, K> {
         done
     }
 
-    /// As `withdraw`; each item is attributes and prefix, sorted by attributes.
+    /// As `withdraw`; sorted by attributes.
     pub(super) fn announce(
         &self,
-        items: &[(u32, u32)],
+        items: &[Item],
         out: &mut Vec<u8>,
         limit: usize,
         updates: &mut u32,
@@ -71,12 +78,12 @@ impl<K: Prefix> Sender<'_, K> {
         let start = out.len();
         let mut taken = 0;
         let mut nlri = Vec::new();
-        for run in items.chunk_by(|a, b| a.0 == b.0) {
-            debug_assert_ne!(run[0].0, NONE);
-            let attributes = self.outputs.attributes(run[0].0);
+        for run in items.chunk_by(|a, b| a.sent == b.sent) {
+            debug_assert_ne!(run[0].sent, NONE);
+            let attributes = self.outputs.attributes(run[0].sent);
             let encoded = EncodedAttributes::new(attributes, self.negotiated(), K::FAMILY);
             nlri.clear();
-            nlri.extend(run.iter().map(|(_, route)| self.nlri(*route)));
+            nlri.extend(run.iter().map(|item| self.nlri(item)));
             let mut done = 0;
             while done < nlri.len() {
                 if out.len() - start >= limit {

@@ -6,6 +6,7 @@ mod decision;
 mod exports;
 mod imports;
 mod model;
+mod paths;
 mod sending;
 mod stale;
 mod views;
@@ -71,6 +72,15 @@ fn client(n: u8) -> PeerRib {
     }
 }
 
+/// The session with a peer that takes this many paths of a prefix.
+fn taking(paths: u16, mut session: PeerRib) -> PeerRib {
+    let mut negotiated = Negotiated::clone(&session.negotiated);
+    negotiated.add_path_send = [paths > 0; 2];
+    session.negotiated = Arc::new(negotiated);
+    session.add_path_send = paths;
+    session
+}
+
 fn config() -> RibConfig {
     RibConfig {
         cluster_id: Some(CLUSTER),
@@ -130,8 +140,12 @@ fn announce_path(attributes: &Attributes, prefixes: &[IpNet], path_id: u32) -> U
 }
 
 fn withdraw(prefixes: &[IpNet]) -> Update {
+    withdraw_path(prefixes, 0)
+}
+
+fn withdraw_path(prefixes: &[IpNet], path_id: u32) -> Update {
     Update {
-        withdrawn: nlri_list(prefixes, 0).into(),
+        withdrawn: nlri_list(prefixes, path_id).into(),
         ..Update::default()
     }
 }
@@ -275,7 +289,10 @@ impl Fixture {
 struct Receiver {
     peer: PeerId,
     decoder: Decoder,
+    /// By prefix: what came last, where there are several paths.
     held: BTreeMap<IpNet, Arc<Attributes>>,
+    /// By prefix and identifier.
+    paths: BTreeMap<(IpNet, u32), Arc<Attributes>>,
     end_of_rib: [u32; 2],
     updates: u32,
     /// Prefixes announced since it was last looked at.
@@ -298,6 +315,7 @@ impl Receiver {
             peer: PeerId(peer),
             decoder,
             held: BTreeMap::new(),
+            paths: BTreeMap::new(),
             end_of_rib: [0; 2],
             updates: 0,
             announced: Vec::new(),
@@ -349,26 +367,38 @@ impl Receiver {
             self.end_of_rib[family.index()] += 1;
         }
         for list in &update.withdrawn {
-            for prefix in prefixes_of(list) {
-                let held = self.held.remove(&prefix);
+            for path in paths_of(list) {
+                let held = self.paths.remove(&path);
                 assert!(
                     held.is_some() || self.forgiving,
-                    "{prefix} withdrawn and never announced"
+                    "{path:?} withdrawn and never announced"
                 );
+                let prefix = path.0;
+                if self.paths_of(prefix).next().is_none() {
+                    self.held.remove(&prefix);
+                }
                 self.withdrawn.push(prefix);
             }
         }
         for announced in &update.announced {
-            for prefix in prefixes_of(&announced.nlri) {
+            for path in paths_of(&announced.nlri) {
                 let attributes = announced.attributes.clone();
-                let before = self.held.insert(prefix, attributes.clone());
+                let before = self.paths.insert(path, attributes.clone());
                 assert!(
                     before.as_ref() != Some(&attributes) || self.forgiving,
-                    "{prefix} sent again unchanged: {attributes:?}"
+                    "{path:?} sent again unchanged: {attributes:?}"
                 );
-                self.announced.push(prefix);
+                self.held.insert(path.0, attributes);
+                self.announced.push(path.0);
             }
         }
+    }
+
+    /// The paths of a prefix, by identifier.
+    fn paths_of(&self, prefix: IpNet) -> impl Iterator<Item = (u32, &Attributes)> {
+        self.paths
+            .range((prefix, 0)..=(prefix, u32::MAX))
+            .map(|((_, id), attributes)| (*id, &**attributes))
     }
 
     fn prefixes(&self) -> Vec<String> {
@@ -376,9 +406,15 @@ impl Receiver {
     }
 }
 
-fn prefixes_of(list: &NlriList) -> Vec<IpNet> {
+fn paths_of(list: &NlriList) -> Vec<(IpNet, u32)> {
     match list {
-        NlriList::Ipv4(list) => list.iter().map(|nlri| IpNet::V4(nlri.prefix)).collect(),
-        NlriList::Ipv6(list) => list.iter().map(|nlri| IpNet::V6(nlri.prefix)).collect(),
+        NlriList::Ipv4(list) => list
+            .iter()
+            .map(|nlri| (IpNet::V4(nlri.prefix), nlri.path_id))
+            .collect(),
+        NlriList::Ipv6(list) => list
+            .iter()
+            .map(|nlri| (IpNet::V6(nlri.prefix), nlri.path_id))
+            .collect(),
     }
 }

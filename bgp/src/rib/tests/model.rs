@@ -36,12 +36,14 @@ const VARIANTS: u8 = 12;
 enum Op {
     Announce {
         peer: usize,
+        path: u32,
         prefixes: u8,
         variant: u8,
         next_hop: usize,
     },
     Withdraw {
         peer: usize,
+        path: u32,
         prefixes: u8,
     },
     Down {
@@ -86,10 +88,16 @@ enum Op {
 fn op() -> impl Strategy<Value = Op> {
     let peer = 0..PEERS.len();
     prop_oneof![
-        8 => (peer.clone(), 1u8..128, 0..VARIANTS, 0..NEXT_HOPS.len()).prop_map(
-            |(peer, prefixes, variant, next_hop)| Op::Announce { peer, prefixes, variant, next_hop }
+        8 => (peer.clone(), 0u32..3, 1u8..128, 0..VARIANTS, 0..NEXT_HOPS.len()).prop_map(
+            |(peer, path, prefixes, variant, next_hop)| {
+                let path = received_path(peer, path);
+                Op::Announce { peer, path, prefixes, variant, next_hop }
+            }
         ),
-        4 => (peer.clone(), 1u8..128).prop_map(|(peer, prefixes)| Op::Withdraw { peer, prefixes }),
+        4 => (peer.clone(), 0u32..3, 1u8..128).prop_map(|(peer, path, prefixes)| {
+            let path = received_path(peer, path);
+            Op::Withdraw { peer, path, prefixes }
+        }),
         1 => (peer.clone(), any::<bool>()).prop_map(|(peer, keep)| Op::Down { peer, keep }),
         2 => peer.clone().prop_map(|peer| Op::Up { peer }),
         1 => peer.clone().prop_map(|peer| Op::EndOfRib { peer }),
@@ -104,6 +112,22 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (peer, 0u8..3).prop_map(|(peer, policy)| Op::Import { peer, policy }),
         2 => Just(Op::Settle),
     ]
+}
+
+/// Two of the peers send several paths of a prefix.
+fn received_path(peer: usize, path: u32) -> u32 {
+    match PEERS[peer] {
+        EXTERNAL_A | CLIENT_A => path,
+        _ => 0,
+    }
+}
+
+/// Three of them, one of each kind, take `several`.
+fn session_of(n: u8, several: u16) -> PeerRib {
+    match n {
+        EXTERNAL_B | CLIENT_B | INTERNAL_B => taking(several, fresh_session(n)),
+        _ => fresh_session(n),
+    }
 }
 
 fn fresh_session(n: u8) -> PeerRib {
@@ -166,8 +190,11 @@ struct ModelPeer {
     up: bool,
     import: u8,
     export: u8,
-    paths: BTreeMap<IpNet, ModelPath>,
+    paths: BTreeMap<(IpNet, u32), ModelPath>,
 }
+
+/// Index of a peer and identifier; `None` is a route of our own.
+type Source = Option<(usize, u32)>;
 
 struct Model {
     peers: Vec<ModelPeer>,
@@ -206,22 +233,24 @@ impl Model {
             }
     }
 
-    /// The best path and all equal ones, as peers' indices; `None` is a route of our own.
-    fn best(&self, prefix: IpNet) -> Vec<Option<usize>> {
-        if self.originated.contains_key(&prefix) {
+    /// The best path and all equal ones, of those that are not to be left out.
+    fn best(&self, prefix: IpNet, without: &[Source]) -> Vec<Source> {
+        if self.originated.contains_key(&prefix) && !without.contains(&None) {
             return vec![None];
         }
-        let mut left: Vec<(usize, &Attributes, u32)> = Vec::new();
+        let mut left: Vec<(usize, &Attributes, u32, u32)> = Vec::new();
         for (index, peer) in self.peers.iter().enumerate() {
-            if let Some(path) = peer.paths.get(&prefix)
-                && self.accepts(peer, prefix, &path.attributes)
-                && let Some(metric) = self.metric(path.attributes.next_hop.address)
-            {
-                left.push((index, &path.attributes, metric));
+            for ((_, id), path) in peer.paths.range((prefix, 0)..=(prefix, u32::MAX)) {
+                if !without.contains(&Some((index, *id)))
+                    && self.accepts(peer, prefix, &path.attributes)
+                    && let Some(metric) = self.metric(path.attributes.next_hop.address)
+                {
+                    left.push((index, &path.attributes, *id, metric));
+                }
             }
         }
         let external = |index: usize| self.peers[index].session.kind == PeerKind::External;
-        let rank = |(index, attributes, _): &(usize, &Attributes, u32)| {
+        let rank = |(index, attributes, ..): &(usize, &Attributes, u32, u32)| {
             let local_pref = if external(*index) {
                 100
             } else {
@@ -239,8 +268,8 @@ impl Model {
         left.retain(|path| rank(path) == first);
         let neighbour = |attributes: &Attributes| attributes.as_path.0[0].asns[0];
         let all = left.clone();
-        left.retain(|(_, mine, _)| {
-            !all.iter().any(|(_, other, _)| {
+        left.retain(|(_, mine, ..)| {
+            !all.iter().any(|(_, other, ..)| {
                 neighbour(other) == neighbour(mine)
                     && other.med.unwrap_or(0) < mine.med.unwrap_or(0)
             })
@@ -250,21 +279,34 @@ impl Model {
         }
         let least = left.iter().map(|(.., metric)| *metric).min();
         left.retain(|(.., metric)| Some(*metric) == least);
-        left.sort_by_key(|(index, attributes, _)| {
+        left.sort_by_key(|(index, attributes, id, _)| {
             let peer = &self.peers[*index].session;
             (
                 attributes.originator_id.unwrap_or(peer.remote_router_id),
                 attributes.cluster_list.len(),
                 peer.remote_address,
+                *id,
             )
         });
-        left.into_iter().map(|(index, ..)| Some(index)).collect()
+        left.into_iter()
+            .map(|(index, _, id, _)| Some((index, id)))
+            .collect()
+    }
+
+    /// All usable paths, each the best of those that are left.
+    fn ranked(&self, prefix: IpNet) -> Vec<Source> {
+        let mut ranked = Vec::new();
+        while let Some(next) = self.best(prefix, &ranked).first() {
+            ranked.push(*next);
+        }
+        ranked
     }
 
     fn forwarding(&self, prefix: IpNet) -> Vec<IpAddr> {
         let mut next_hops = Vec::new();
-        for index in self.best(prefix).into_iter().flatten() {
-            let address = self.peers[index].paths[&prefix].attributes.next_hop.address;
+        for (index, id) in self.best(prefix, &[]).into_iter().flatten() {
+            let path = &self.peers[index].paths[&(prefix, id)];
+            let address = path.attributes.next_hop.address;
             if !next_hops.contains(&address) && next_hops.len() < self.multipath {
                 next_hops.push(address);
             }
@@ -274,13 +316,33 @@ impl Model {
     }
 
     /// What the peer should hold for a prefix.
-    fn sent(&self, to: usize, prefix: IpNet) -> Option<Attributes> {
+    fn sent(&self, to: usize, prefix: IpNet) -> Vec<Attributes> {
+        let target = &self.peers[to].session;
+        let mut paths = self.ranked(prefix);
+        let most = if target.negotiated.add_path_send[0] {
+            usize::from(target.add_path_send)
+        } else {
+            paths.truncate(1);
+            1
+        };
+        let paths = paths.into_iter();
+        let mut sent: Vec<_> = paths
+            .filter_map(|source| Some((source, self.exported(to, prefix, source)?)))
+            .take(most)
+            .collect();
+        // Never what it sent itself, and never with its own address as next hop.
+        sent.retain(|(source, attributes)| {
+            source.is_none_or(|(index, _)| index != to)
+                && attributes.next_hop.address != target.remote_address
+        });
+        sent.into_iter().map(|(_, attributes)| attributes).collect()
+    }
+
+    /// A path as it is sent to a peer that may get it.
+    fn exported(&self, to: usize, prefix: IpNet, source: Source) -> Option<Attributes> {
         let target = &self.peers[to];
-        let best = *self.best(prefix).first()?;
-        if best == Some(to) {
-            return None;
-        }
-        let from = best.map(|index| &self.peers[index]);
+        let from = source.map(|(index, id)| (&self.peers[index], id));
+        let (from, id) = (from.map(|(from, _)| from), from.map_or(0, |(_, id)| id));
         let to_external = target.session.kind == PeerKind::External;
         match target.export {
             0 => {}
@@ -301,7 +363,7 @@ impl Model {
             }
             return Some(attributes);
         };
-        let mut attributes = from.paths[&prefix].attributes.clone();
+        let mut attributes = from.paths[&(prefix, id)].attributes.clone();
         if attributes.communities.contains(&well_known::NO_ADVERTISE)
             || to_external && attributes.communities.contains(&well_known::NO_EXPORT)
         {
@@ -332,8 +394,7 @@ impl Model {
         if matches!(prefix, IpNet::V6(_)) {
             attributes.next_hop = ours.into();
         }
-        // Never a peer's own address.
-        (attributes.next_hop.address != target.session.remote_address).then_some(attributes)
+        Some(attributes)
     }
 }
 
@@ -354,7 +415,7 @@ fn pick(prefixes: u8) -> Vec<IpNet> {
     chosen.map(|(_, text)| net(text)).collect()
 }
 
-fn check(multipath: usize, limits: Limits, ops: &[Op]) {
+fn check(multipath: usize, several: u16, limits: Limits, ops: &[Op]) {
     let mut fixture = Fixture::new(RibConfig {
         multipath,
         ..config()
@@ -367,7 +428,7 @@ fn check(multipath: usize, limits: Limits, ops: &[Op]) {
         peers: PEERS
             .iter()
             .map(|n| ModelPeer {
-                session: fresh_session(*n),
+                session: session_of(*n, several),
                 up: false,
                 import: 0,
                 export: 0,
@@ -401,6 +462,7 @@ fn check(multipath: usize, limits: Limits, ops: &[Op]) {
         match op.clone() {
             Op::Announce {
                 peer,
+                path: id,
                 prefixes,
                 variant: number,
                 next_hop,
@@ -414,23 +476,27 @@ fn check(multipath: usize, limits: Limits, ops: &[Op]) {
                         attributes: attributes.clone(),
                         stale: false,
                     };
-                    model.peers[peer].paths.insert(prefix, path);
+                    model.peers[peer].paths.insert((prefix, id), path);
                 }
-                let update = announce(&attributes, &pick(prefixes));
+                let update = announce_path(&attributes, &pick(prefixes), id);
                 let id = PeerId(u32::from(PEERS[peer]));
                 fixture.rib.update(fixture.now, id, &update).unwrap();
             }
-            Op::Withdraw { peer, prefixes } => {
+            Op::Withdraw {
+                peer,
+                path,
+                prefixes,
+            } => {
                 if !model.peers[peer].up {
                     continue;
                 }
                 for prefix in pick(prefixes) {
-                    model.peers[peer].paths.remove(&prefix);
+                    model.peers[peer].paths.remove(&(prefix, path));
                 }
                 let id = PeerId(u32::from(PEERS[peer]));
                 fixture
                     .rib
-                    .update(fixture.now, id, &withdraw(&pick(prefixes)))
+                    .update(fixture.now, id, &withdraw_path(&pick(prefixes), path))
                     .unwrap();
             }
             Op::Down { peer, keep } => {
@@ -535,12 +601,26 @@ fn check(multipath: usize, limits: Limits, ops: &[Op]) {
         }
         for (index, receiver) in receivers.iter().enumerate() {
             if model.peers[index].up {
-                let held = receiver.held.get(&prefix).map(|attributes| &**attributes);
-                let expected = model.sent(index, prefix);
-                assert_eq!(held, expected.as_ref(), "{prefix} at peer {}", PEERS[index]);
+                let held: Vec<_> = receiver.paths_of(prefix).collect();
+                let mut left: Vec<_> = held.iter().map(|(_, path)| (*path).clone()).collect();
+                for expected in model.sent(index, prefix) {
+                    let found = left.iter().position(|path| *path == expected);
+                    let found = found.unwrap_or_else(|| {
+                        panic!(
+                            "{prefix} at {}: {expected:?} is not in {held:?}",
+                            PEERS[index]
+                        )
+                    });
+                    left.swap_remove(found);
+                }
+                assert!(left.is_empty(), "{prefix} at {}: {left:?}", PEERS[index]);
                 let id = PeerId(u32::from(PEERS[index]));
                 let said = fixture.rib.advertised(id, prefix);
-                assert_eq!(held.is_some(), said.is_ok(), "{prefix} at {id:?}: {said:?}");
+                assert_eq!(
+                    !held.is_empty(),
+                    said.is_ok(),
+                    "{prefix} at {id:?}: {said:?}"
+                );
             }
         }
     }
@@ -555,7 +635,7 @@ fn check_counts(fixture: &Fixture, model: &Model, receivers: &[Receiver]) {
         let rows = fixture.rows(Table::AdjRibIn(Some(id)));
         assert_eq!(rows.len(), peer.paths.len());
         let mut counts = [PeerCounts::default(); 2];
-        for (prefix, path) in &peer.paths {
+        for ((prefix, _), path) in &peer.paths {
             let counts = &mut counts[Family::of(prefix.addr()).index()];
             counts.received += 1;
             counts.accepted += u32::from(model.accepts(peer, *prefix, &path.attributes));
@@ -570,20 +650,21 @@ fn check_counts(fixture: &Fixture, model: &Model, receivers: &[Receiver]) {
                 "{family} of {id:?}"
             );
             if peer.up {
-                let held = receivers[index].held.keys();
+                let held = receivers[index].paths.keys();
                 let held = held
-                    .filter(|prefix| Family::of(prefix.addr()) == family)
+                    .filter(|(prefix, _)| Family::of(prefix.addr()) == family)
                     .count();
                 assert_eq!(have.advertised as usize, held, "{family} to {id:?}");
             }
         }
         if peer.up {
             let rows = fixture.rows(Table::AdjRibOut(id));
-            let held: Vec<_> = receivers[index].held.iter().collect();
+            let held: Vec<_> = receivers[index].paths.iter().collect();
             let rows: Vec<_> = rows
                 .iter()
-                .map(|row| (&row.prefix, &row.attributes))
+                .map(|row| ((row.prefix, row.path_id), &row.attributes))
                 .collect();
+            let held: Vec<_> = held.into_iter().map(|(path, a)| (*path, a)).collect();
             assert_eq!(rows, held);
         }
     }
@@ -616,6 +697,7 @@ proptest! {
     #[test]
     fn whatever_happens_the_tables_are_those_of_the_naive_implementation(
         multipath in 1usize..4,
+        several in prop_oneof![Just(0u16), Just(1), Just(2), Just(u16::MAX)],
         limits in prop_oneof![
             Just(Limits::default()),
             // Several steps, several segments, and slow members fall out of step.
@@ -623,6 +705,6 @@ proptest! {
         ],
         ops in proptest::collection::vec(op(), 1..60),
     ) {
-        check(multipath, limits, &ops);
+        check(multipath, several, limits, &ops);
     }
 }

@@ -102,7 +102,7 @@ fn withdrawals_go_before_announcements() {
     let Message::Update(update) = decoder.decode(&bytes[..first]).unwrap() else {
         panic!("an UPDATE was sent")
     };
-    assert_eq!(prefixes_of(&update.withdrawn[0]), all[..1]);
+    assert_eq!(paths_of(&update.withdrawn[0]), [(all[0], 0)]);
 }
 
 #[test]
