@@ -123,13 +123,19 @@ fn add(number: u64) -> Vec<Record> {
     let address = IpAddr::from([10, 1, octets[2], octets[3]]);
     let id = WorkloadId::new(&format!("workload-{}", number % 60_000)).expect("an id");
     let spec = WorkloadSpec {
-        namespace: NamespaceName::path("/run/netns/some-name").expect("a path"),
-        netns: dataplane::desired::Netns {
-            path: "/run/netns/some-name".into(),
-            device: 4,
-            inode: 4_026_532_000,
-        },
-        interface: InterfaceName::new("eth0").expect("a name"),
+        attachment: agentd::node::attachment::Attachment::Routed(
+            agentd::node::attachment::Inside {
+                namespace: agentd::node::attachment::Namespace {
+                    name: NamespaceName::path("/run/netns/some-name").expect("a path"),
+                    netns: dataplane::desired::Netns {
+                        path: "/run/netns/some-name".into(),
+                        device: 4,
+                        inode: 4_026_532_000,
+                    },
+                },
+                interface: InterfaceName::new("eth0").expect("a name"),
+            },
+        ),
         pool: None,
         addresses: FixedAddresses::default(),
         mtu: None,

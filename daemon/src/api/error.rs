@@ -85,6 +85,36 @@ fn mapped(error: &Error) -> Mapped {
             "namespace",
             name.clone(),
         ),
+        Error::NamespaceAttached { by, .. } => with(
+            Code::FailedPrecondition,
+            "NAMESPACE_ATTACHED",
+            "workload",
+            by.to_string(),
+        ),
+        Error::TapInUse { name, .. } => with(
+            Code::FailedPrecondition,
+            "TAP_IN_USE",
+            "interface",
+            name.clone(),
+        ),
+        Error::BridgeNotFound { name, .. } => {
+            with(Code::NotFound, "BRIDGE_NOT_FOUND", "bridge", name.clone())
+        }
+        Error::NotShareable { with: of, .. } => with(
+            Code::FailedPrecondition,
+            "NAMESPACE_NOT_SHAREABLE",
+            "workload",
+            of.to_string(),
+        ),
+        Error::HasSharers { by, .. } => with(
+            Code::FailedPrecondition,
+            "NAMESPACE_SHARED",
+            "workloads",
+            by.iter()
+                .map(|id| id.as_str())
+                .collect::<Vec<_>>()
+                .join(","),
+        ),
         Error::WorkloadNotFound(id) => with(
             Code::NotFound,
             "WORKLOAD_NOT_FOUND",

@@ -16,6 +16,7 @@ use ipnet::IpNet;
 use super::{Context, render_routing::kernel_route_text};
 use crate::node::{
     Error,
+    attachment::Attachment,
     view::{AddressView, BlockState, WorkloadState},
 };
 
@@ -232,10 +233,9 @@ fn own(facts: &Facts, steps: &mut Steps) -> (bool, String) {
             "workload",
             Status::Ok,
             format!(
-                "workload {}, {} in {}, host interface {}",
+                "workload {}, {}, host interface {}",
                 workload.id,
-                workload.spec.interface.as_str(),
-                workload.spec.namespace,
+                attached(&workload.spec.attachment),
                 workload.host_interface
             ),
         ),
@@ -441,5 +441,21 @@ fn advertised(facts: &Facts, steps: &mut Steps) {
             Status::Ok,
             format!("{} is advertised to {with}{rest}", block.cidr),
         );
+    }
+}
+
+/// Where the workload's end is.
+fn attached(attachment: &Attachment) -> String {
+    match (attachment, attachment.namespace(), attachment.interface()) {
+        (Attachment::Bridged { bridge, .. }, Some(namespace), Some(interface)) => format!(
+            "{} in {} on bridge {bridge}",
+            interface.as_str(),
+            namespace.name
+        ),
+        (_, Some(namespace), Some(interface)) => {
+            format!("{} in {}", interface.as_str(), namespace.name)
+        }
+        (Attachment::Tap(_), ..) => "a virtual machine".to_owned(),
+        _ => attachment.kind().to_owned(),
     }
 }

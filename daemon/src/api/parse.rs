@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use agentd_proto::v1;
 use ipnet::IpNet;
 
+use super::attachment::Unfound;
 use crate::node::{
     Error,
-    spec::{FixedAddresses, InterfaceName, Invalid, Labels, Mtu, NamespaceName, WorkloadId},
+    spec::{FixedAddresses, Invalid, Labels, Mtu, WorkloadId},
 };
 
 /// How far an add is waited for.
@@ -17,8 +18,7 @@ pub use crate::node::WaitFor;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParsedAdd {
     pub id: WorkloadId,
-    pub namespace: NamespaceName,
-    pub interface: InterfaceName,
+    pub attachment: Unfound,
     pub pool: Option<String>,
     pub addresses: FixedAddresses,
     pub mtu: Option<Mtu>,
@@ -26,7 +26,7 @@ pub struct ParsedAdd {
     pub wait_for: WaitFor,
 }
 
-fn field<T>(name: &str, value: Result<T, Invalid>) -> Result<T, Error> {
+pub(super) fn field<T>(name: &str, value: Result<T, Invalid>) -> Result<T, Error> {
     value.map_err(|Invalid(text)| Error::invalid(name, text))
 }
 
@@ -35,38 +35,8 @@ pub fn workload_id(text: &str) -> Result<WorkloadId, Error> {
 }
 
 pub fn add(request: v1::AddWorkloadRequest) -> Result<ParsedAdd, Error> {
-    use v1::add_workload_request::Namespace;
-
     let id = workload_id(&request.id)?;
-    match v1::Attachment::try_from(request.attachment) {
-        Ok(v1::Attachment::Unspecified | v1::Attachment::Routed) => {}
-        Ok(other) => {
-            return Err(Error::invalid(
-                "attachment",
-                format!("is {}, which is not supported yet", other.as_str_name()),
-            ));
-        }
-        Err(_) => {
-            return Err(Error::invalid(
-                "attachment",
-                format!("is {}; only ROUTED (1) is known", request.attachment),
-            ));
-        }
-    }
-    let namespace = match request.namespace {
-        Some(Namespace::Netns(path)) => field("netns", NamespaceName::path(&path))?,
-        Some(Namespace::Pid(pid)) => field("pid", NamespaceName::pid(pid))?,
-        None => {
-            return Err(Error::invalid(
-                "netns",
-                "is required (or pid): the workload's network namespace",
-            ));
-        }
-    };
-    let interface = match request.interface_name.as_str() {
-        "" => InterfaceName::default(),
-        name => field("interface_name", InterfaceName::new(name))?,
-    };
+    let attachment = super::attachment::parse(&request)?;
     let pool = pool(&request.pool)?;
     let mut addresses = Vec::with_capacity(request.addresses.len().min(2));
     for (index, text) in request.addresses.iter().enumerate() {
@@ -112,8 +82,7 @@ pub fn add(request: v1::AddWorkloadRequest) -> Result<ParsedAdd, Error> {
     };
     Ok(ParsedAdd {
         id,
-        namespace,
-        interface,
+        attachment,
         pool,
         addresses,
         mtu,

@@ -3,10 +3,10 @@
 use std::time::SystemTime;
 
 use agentd_proto::v1;
-use dataplane::kernel::{GATEWAY_V4, GATEWAY_V6};
 
 use crate::node::{
-    spec::NamespaceName,
+    attachment::Attachment,
+    spec::{InterfaceName, NamespaceName},
     view::{BlockState, BlockView, PoolView, WatchChange, WatchEvent, WorkloadState, WorkloadView},
 };
 
@@ -16,14 +16,28 @@ pub fn timestamp(time: SystemTime) -> prost_types::Timestamp {
 }
 
 pub fn workload(view: &WorkloadView) -> v1::Workload {
-    let (netns, pid) = match &view.spec.namespace {
-        NamespaceName::Path(path) => (path.display().to_string(), 0),
-        NamespaceName::Pid(pid) => (String::new(), *pid),
+    let attachment = &view.spec.attachment;
+    let (netns, pid) = match attachment.namespace().map(|namespace| &namespace.name) {
+        Some(NamespaceName::Path(path)) => (path.display().to_string(), 0),
+        Some(NamespaceName::Pid(pid)) => (String::new(), *pid),
+        None => (String::new(), 0),
+    };
+    let tap = match attachment {
+        Attachment::Tap(tap) => Some(tap),
+        _ => None,
     };
     v1::Workload {
         id: view.id.to_string(),
         generation: view.generation,
-        attachment: v1::Attachment::Routed.into(),
+        attachment: match attachment {
+            Attachment::Routed(_) => v1::Attachment::Routed,
+            Attachment::Tap(_) => v1::Attachment::Tap,
+            Attachment::Bridged { .. } => v1::Attachment::Bridged,
+            Attachment::Shared { .. } => v1::Attachment::Shared,
+            Attachment::Host => v1::Attachment::Host,
+            Attachment::None(_) => v1::Attachment::None,
+        }
+        .into(),
         state: match view.state {
             WorkloadState::Pending => v1::WorkloadState::Pending,
             WorkloadState::Programmed => v1::WorkloadState::Programmed,
@@ -36,27 +50,47 @@ pub fn workload(view: &WorkloadView) -> v1::Workload {
         addresses: view
             .addresses
             .iter()
-            .map(|assigned| v1::WorkloadAddress {
+            .zip(view.gateways.iter().chain(std::iter::repeat(&None)))
+            .map(|(assigned, gateway)| v1::WorkloadAddress {
                 address: assigned.address.to_string(),
-                gateway: if assigned.address.is_ipv4() {
-                    GATEWAY_V4.to_string()
-                } else {
-                    GATEWAY_V6.to_string()
-                },
+                gateway: text(*gateway),
                 pool: assigned.pool.clone(),
-                block: assigned.block.to_string(),
+                block: match assigned.pool.as_str() {
+                    "" => String::new(),
+                    _ => assigned.block.to_string(),
+                },
             })
             .collect(),
         netns,
         pid,
-        interface_name: view.spec.interface.as_str().to_owned(),
+        interface_name: text(attachment.interface().map(InterfaceName::as_str)),
         host_interface: view.host_interface.clone(),
         host_ifindex: view.host_ifindex,
         mtu: view.mtu,
         labels: view.spec.labels.as_map().clone(),
         created_at: Some(timestamp(view.created_at)),
+        tap: tap.map(|tap| v1::TapOptions {
+            name: text(tap.name.as_ref().map(InterfaceName::as_str)),
+            owner_uid: tap.owner,
+            owner_gid: tap.group,
+            multi_queue: tap.multi_queue,
+        }),
+        mac: text(tap.and_then(|tap| tap.mac)),
+        bridge: match attachment {
+            Attachment::Bridged { bridge, .. } => bridge.clone(),
+            _ => String::new(),
+        },
+        shared_with: match attachment {
+            Attachment::Shared { with } => with.to_string(),
+            _ => String::new(),
+        },
         ..Default::default()
     }
+}
+
+/// Empty where there is none.
+fn text<T: ToString>(value: Option<T>) -> String {
+    value.map(|value| value.to_string()).unwrap_or_default()
 }
 
 pub fn watch_event(event: &WatchEvent) -> v1::WatchWorkloadsResponse {

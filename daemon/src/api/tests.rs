@@ -26,6 +26,14 @@ fn add_request(namespace: &str) -> v1::AddWorkloadRequest {
     }
 }
 
+fn tap_request() -> v1::AddWorkloadRequest {
+    v1::AddWorkloadRequest {
+        id: "a".to_owned(),
+        attachment: v1::Attachment::Tap.into(),
+        ..Default::default()
+    }
+}
+
 fn reason(status: &Status) -> String {
     let info = status
         .get_details_error_info()
@@ -54,6 +62,76 @@ async fn malformed_adds_are_refused_with_code_field_and_reason() {
         ("id", |r| r.id = "ü".to_owned()),
         ("id", |r| r.id = "a".repeat(254)),
         ("attachment", |r| r.attachment = 99),
+        ("tap", |r| r.tap = Some(v1::TapOptions::default())),
+        ("mac", |r| r.mac = "02:00:00:00:00:01".to_owned()),
+        ("bridge", |r| r.bridge = "apps0".to_owned()),
+        ("shared_with", |r| r.shared_with = "b".to_owned()),
+        ("netns", |r| r.attachment = v1::Attachment::Tap.into()),
+        ("pid", |r| {
+            r.attachment = v1::Attachment::Host.into();
+            r.namespace = Some(Namespace::Pid(1));
+        }),
+        ("tap.name", |r| {
+            *r = tap_request();
+            r.tap = Some(v1::TapOptions {
+                name: "agt0".to_owned(),
+                ..Default::default()
+            });
+        }),
+        ("tap.owner_uid", |r| {
+            *r = tap_request();
+            r.tap = Some(v1::TapOptions {
+                owner_uid: Some(u32::MAX),
+                ..Default::default()
+            });
+        }),
+        ("mac", |r| {
+            *r = tap_request();
+            r.mac = "02:00:00:00:00".to_owned();
+        }),
+        ("mac", |r| {
+            *r = tap_request();
+            r.mac = "01:00:5e:00:00:01".to_owned();
+        }),
+        ("mac", |r| {
+            *r = tap_request();
+            r.mac = "ee:ee:ee:ee:ee:ee".to_owned();
+        }),
+        ("interface_name", |r| {
+            *r = tap_request();
+            r.interface_name = "eth0".to_owned();
+        }),
+        ("bridge", |r| {
+            r.attachment = v1::Attachment::Bridged.into();
+        }),
+        ("pool", |r| {
+            r.attachment = v1::Attachment::Bridged.into();
+            r.bridge = "apps0".to_owned();
+            r.pool = "default".to_owned();
+        }),
+        ("wait_for", |r| {
+            r.attachment = v1::Attachment::Bridged.into();
+            r.bridge = "apps0".to_owned();
+            r.wait_for = v1::WorkloadState::Advertised.into();
+        }),
+        ("shared_with", |r| {
+            *r = tap_request();
+            r.attachment = v1::Attachment::Shared.into();
+        }),
+        ("shared_with", |r| {
+            *r = tap_request();
+            r.attachment = v1::Attachment::Shared.into();
+            r.shared_with = "a".to_owned();
+        }),
+        ("addresses", |r| {
+            r.attachment = v1::Attachment::None.into();
+            r.addresses = vec!["10.0.0.3".to_owned()];
+        }),
+        ("mtu", |r| {
+            *r = tap_request();
+            r.attachment = v1::Attachment::Host.into();
+            r.mtu = 1400;
+        }),
         ("netns", |r| r.namespace = None),
         ("netns", |r| {
             r.namespace = Some(Namespace::Netns("run/netns/a".to_owned()))
@@ -266,21 +344,23 @@ async fn addresses_and_pools_that_cannot_be_had_are_refused() {
         .add_workload(add_request(&namespace.path))
         .await
         .unwrap();
+    let guest = |id: &str| v1::AddWorkloadRequest {
+        id: id.to_owned(),
+        attachment: v1::Attachment::Tap.into(),
+        ..Default::default()
+    };
     for (code, wanted, change) in table {
-        let mut request = add_request(&namespace.path);
-        request.id = "b".to_owned();
+        let mut request = guest("b");
         change(&mut request);
         let status = client.add_workload(request).await.unwrap_err();
         assert_eq!(status.code(), *code, "{status:?}");
         assert_eq!(reason(&status), *wanted, "{status:?}");
     }
     for index in 0..62 {
-        let mut request = add_request(&namespace.path);
-        request.id = format!("more-{index}");
+        let request = guest(&format!("more-{index}"));
         client.add_workload(request).await.unwrap();
     }
-    let mut request = add_request(&namespace.path);
-    request.id = "one-too-many".to_owned();
+    let request = guest("one-too-many");
     let status = client.add_workload(request).await.unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
     assert_eq!(reason(&status), "POOL_EXHAUSTED");

@@ -10,7 +10,7 @@ use agentd_proto::v1::{self, workload_service_server::WorkloadService};
 use futures::{Stream, StreamExt as _, stream};
 use tonic::{Request, Response, Status};
 
-use super::{Context, error::status, namespace, parse, render};
+use super::{Context, error::status, parse, render};
 use crate::node::{
     Error, WaitFor, WorkloadSpec,
     handle::{WATCH_QUEUE, Watch},
@@ -29,17 +29,14 @@ impl Workloads {
     ) -> Result<v1::AddWorkloadResponse, Error> {
         let deadline = deadline(request.metadata());
         let parsed = parse::add(request.into_inner())?;
-        let name = parsed.namespace.clone();
-        let netns = tokio::task::spawn_blocking(move || namespace::find(&name))
+        let attachment = tokio::task::spawn_blocking(move || parsed.attachment.find())
             .await
             .map_err(|error| Error::Unavailable {
                 part: "namespace lookup",
                 text: error.to_string(),
             })??;
         let spec = WorkloadSpec {
-            namespace: parsed.namespace,
-            netns,
-            interface: parsed.interface,
+            attachment,
             pool: parsed.pool,
             addresses: parsed.addresses,
             mtu: parsed.mtu,

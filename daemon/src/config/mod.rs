@@ -14,6 +14,9 @@
 mod bgp;
 #[cfg(test)]
 mod bgp_tests;
+mod bridge;
+#[cfg(test)]
+mod bridge_tests;
 mod document;
 mod error;
 mod neighbor;
@@ -40,6 +43,7 @@ use std::{
 use ::bgp::{policy::Policy, rib::LocalRoute, speaker::config::RemoteAs, types::Family};
 use ipnet::IpNet;
 
+pub use bridge::{Bridge, Subnet};
 pub use error::{ConfigError, ConfigErrors};
 
 /// A valid configuration.
@@ -51,6 +55,8 @@ pub struct Config {
     pub api: Api,
     /// In the order of the file. Pools never overlap.
     pub pools: Vec<Pool>,
+    /// In the order of the file. Their subnets overlap neither each other nor the pools.
+    pub bridges: Vec<Bridge>,
     pub ipam: Ipam,
     /// `None`: no `[bgp]` section, and no speaker runs.
     pub bgp: Option<Bgp>,
@@ -99,6 +105,20 @@ pub struct Pool {
     /// What `ipam.claim` names inside this pool: whole blocks, not overlapping, in the order of
     /// the file.
     pub claim: Vec<IpNet>,
+}
+
+impl Pool {
+    /// The part of a bridge's subnet that workloads get addresses from.
+    fn of_bridge(name: String, cidr: IpNet, block_size: u8, reserved: Vec<IpNet>) -> Self {
+        Pool {
+            name,
+            cidr,
+            block_size,
+            disabled: false,
+            reserved,
+            claim: vec![cidr],
+        }
+    }
 }
 
 /// `[ipam]`. The claim ranges stand at the pools they lie in.

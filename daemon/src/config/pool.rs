@@ -10,7 +10,7 @@ use super::{
     sections::{defaults, is_name, name_rule},
 };
 
-const PREFIX: &str = "a prefix such as \"10.244.0.0/16\" or \"fd00:10:244::/48\"";
+pub(super) const PREFIX: &str = "a prefix such as \"10.244.0.0/16\" or \"fd00:10:244::/48\"";
 
 /// Pools, each with the place of its `cidr`. Those with errors are reported and left out.
 pub(super) fn read(sections: Vec<Section<'_, '_, '_>>) -> Vec<Found<Pool>> {
@@ -189,17 +189,17 @@ pub(super) fn check_node(root: &Section<'_, '_, '_>, node: &Node, pools: &[Found
     }
 }
 
-fn host_bits(prefix: IpNet) -> Option<String> {
+pub(super) fn host_bits(prefix: IpNet) -> Option<String> {
     let whole = prefix.trunc();
     (whole != prefix).then(|| format!("{prefix} has host bits set; did you mean {whole}?"))
 }
 
-fn overlap(a: IpNet, b: IpNet) -> bool {
+pub(super) fn overlap(a: IpNet, b: IpNet) -> bool {
     a.contains(&b) || b.contains(&a)
 }
 
 /// Ranges that are not routed between hosts, or mean something else.
-fn special(prefix: IpNet) -> Option<String> {
+pub(super) fn special(prefix: IpNet) -> Option<String> {
     let v4 = |a, b, c, d, length| {
         IpNet::V4(Ipv4Net::new(Ipv4Addr::new(a, b, c, d), length).expect("a constant"))
     };

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    Api, Config, Ipam, Log, LogFormat, Node, Telemetry, bgp,
+    Api, Config, Ipam, Log, LogFormat, Node, Telemetry, bgp, bridge,
     document::{Document, Found, Section},
     error::ConfigErrors,
     policy, pool,
@@ -66,12 +66,14 @@ fn read(mut root: Section<'_, '_, '_>) -> Option<Config> {
     let api = read_api(root.section("api"));
     let mut pools = pool::read(root.sections("pool"));
     let ipam = read_ipam(root.section("ipam"), &mut pools);
+    let bridges = bridge::read(root.sections("bridge"), &pools);
     let named = policy::read(root.sections("policy"), &pools);
     let bgp = bgp::read(root.section("bgp"), node.as_ref(), &pools, &named);
     let telemetry = read_telemetry(root.section("telemetry"));
     let log = read_log(root.section("log"));
     if let Some(node) = &node {
         pool::check_node(&root, node, &pools);
+        bridge::check_node(&root, node, &bridges);
     }
     let file = root.document.file.to_owned();
     root.finish();
@@ -80,6 +82,7 @@ fn read(mut root: Section<'_, '_, '_>) -> Option<Config> {
         node: node?,
         api,
         pools: pools.into_iter().map(|pool| pool.value).collect(),
+        bridges,
         ipam,
         bgp: bgp?,
         policies: named.into_policies(),

@@ -60,6 +60,7 @@ fn an_empty_file_is_a_node_without_pools_and_bgp_and_with_every_default() {
                 socket: "/run/agentd/agentd.sock".into(),
             },
             pools: Vec::new(),
+            bridges: Vec::new(),
             ipam: Ipam {
                 cooldown: Duration::from_secs(130),
                 claim_ahead: 75,
@@ -217,7 +218,7 @@ fn unknown_keys_are_refused_with_the_known_ones() {
     );
     check(
         "[nodes]\nname = \"a\"\n",
-        "agentd.toml:1: nodes: unknown key; known here: api, bgp, ipam, log, node, policy, pool \
+        "agentd.toml:1: nodes: unknown key; known here: api, bgp, bridge, ipam, log, node, policy, pool \
          and telemetry",
     );
     check(

@@ -3,11 +3,11 @@
 use std::{net::IpAddr, path::PathBuf};
 
 use agentd_proto::v1::{
-    AddWorkloadRequest, DeleteWorkloadRequest, GetWorkloadRequest, ListWorkloadsRequest,
-    WatchWorkloadsRequest, Workload, WorkloadState, add_workload_request::Namespace,
-    watch_workloads_response::Kind,
+    AddWorkloadRequest, Attachment, DeleteWorkloadRequest, GetWorkloadRequest,
+    ListWorkloadsRequest, TapOptions, WatchWorkloadsRequest, Workload, WorkloadState,
+    add_workload_request::Namespace, watch_workloads_response::Kind,
 };
-use clap::{ArgGroup, Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::{
     client::{Client, Error},
@@ -35,19 +35,42 @@ pub enum Command {
 }
 
 #[derive(Debug, Args)]
-#[command(group(ArgGroup::new("namespace").required(true)))]
 pub struct Add {
     /// Chosen by the caller; repeating the command with the same id and arguments changes nothing
     id: String,
-    /// Network namespace of the workload, such as /run/netns/NAME
-    #[arg(long, value_name = "PATH", group = "namespace")]
+    /// How it is connected
+    #[arg(long, value_enum, value_name = "KIND", default_value_t = Kinds::Routed)]
+    attachment: Kinds,
+    /// Network namespace of the workload, such as /run/netns/NAME (routed, bridged, none)
+    #[arg(long, value_name = "PATH", conflicts_with = "pid")]
     netns: Option<PathBuf>,
     /// A process whose network namespace is meant
-    #[arg(long, value_name = "PID", group = "namespace")]
+    #[arg(long, value_name = "PID")]
     pid: Option<u32>,
-    /// Name of the interface inside the namespace
-    #[arg(long, value_name = "NAME", default_value = "eth0")]
-    interface: String,
+    /// Name of the interface inside the namespace; by default eth0 (routed, bridged)
+    #[arg(long, value_name = "NAME")]
+    interface: Option<String>,
+    /// Name of the device; by default derived from the id (tap)
+    #[arg(long, value_name = "NAME")]
+    tap_name: Option<String>,
+    /// User id of who may open the device (tap)
+    #[arg(long, value_name = "UID")]
+    tap_owner: Option<u32>,
+    /// Group id of who may open the device (tap)
+    #[arg(long, value_name = "GID")]
+    tap_group: Option<u32>,
+    /// The device has several queues (tap)
+    #[arg(long)]
+    tap_multi_queue: bool,
+    /// MAC address of the guest (tap)
+    #[arg(long, value_name = "MAC")]
+    mac: Option<String>,
+    /// A bridge of the configuration (bridged)
+    #[arg(long, value_name = "NAME")]
+    bridge: Option<String>,
+    /// The workload whose network namespace is joined (shared)
+    #[arg(long, value_name = "ID")]
+    shared_with: Option<String>,
     /// Pool to take addresses from; by default one address of each family
     #[arg(long, value_name = "NAME")]
     pool: Option<String>,
@@ -66,6 +89,35 @@ pub struct Add {
     /// Give up waiting after so many seconds; the workload stays
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     timeout: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Kinds {
+    /// A veth pair, routed by the host
+    Routed,
+    /// A tap device for a virtual machine, routed by the host
+    Tap,
+    /// A veth pair with the host's end on a bridge of the configuration
+    Bridged,
+    /// In the network namespace of another workload
+    Shared,
+    /// In the node's own network namespace
+    Host,
+    /// A network namespace with nothing but loopback
+    None,
+}
+
+impl From<Kinds> for Attachment {
+    fn from(kind: Kinds) -> Self {
+        match kind {
+            Kinds::Routed => Attachment::Routed,
+            Kinds::Tap => Attachment::Tap,
+            Kinds::Bridged => Attachment::Bridged,
+            Kinds::Shared => Attachment::Shared,
+            Kinds::Host => Attachment::Host,
+            Kinds::None => Attachment::None,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -93,21 +145,47 @@ pub async fn run(command: Command, client: &Client, out: &mut Output) -> Result<
     }
 }
 
-async fn add(arguments: Add, client: &Client, out: &mut Output) -> Result<(), Error> {
-    let namespace = match (arguments.netns, arguments.pid) {
+/// `None` where a kind needs no namespace; which do, the agent says.
+fn named_namespace(arguments: &Add) -> Result<Option<Namespace>, Error> {
+    let needed = matches!(
+        arguments.attachment,
+        Kinds::Routed | Kinds::Bridged | Kinds::None
+    );
+    match (&arguments.netns, arguments.pid) {
         (Some(path), _) => {
             let path = path.to_str().map(str::to_owned).ok_or_else(|| {
                 Error::Usage(format!("--netns {}: the path is not UTF-8", path.display()))
             })?;
-            Namespace::Netns(path)
+            Ok(Some(Namespace::Netns(path)))
         }
-        (None, Some(pid)) => Namespace::Pid(pid),
-        (None, None) => return Err(Error::Usage("--netns or --pid is needed".into())),
+        (None, Some(pid)) => Ok(Some(Namespace::Pid(pid))),
+        (None, None) if needed => Err(Error::Usage("--netns or --pid is needed".into())),
+        (None, None) => Ok(None),
+    }
+}
+
+fn tap_options(arguments: &Add) -> Option<TapOptions> {
+    let options = TapOptions {
+        name: arguments.tap_name.clone().unwrap_or_default(),
+        owner_uid: arguments.tap_owner,
+        owner_gid: arguments.tap_group,
+        multi_queue: arguments.tap_multi_queue,
     };
+    (options != TapOptions::default()).then_some(options)
+}
+
+async fn add(arguments: Add, client: &Client, out: &mut Output) -> Result<(), Error> {
+    let namespace = named_namespace(&arguments)?;
+    let tap = tap_options(&arguments);
     let mut request = tonic::Request::new(AddWorkloadRequest {
         id: arguments.id,
-        namespace: Some(namespace),
-        interface_name: arguments.interface,
+        attachment: Attachment::from(arguments.attachment).into(),
+        namespace,
+        interface_name: arguments.interface.unwrap_or_default(),
+        tap,
+        mac: arguments.mac.unwrap_or_default(),
+        bridge: arguments.bridge.unwrap_or_default(),
+        shared_with: arguments.shared_with.unwrap_or_default(),
         pool: arguments.pool.unwrap_or_default(),
         addresses: arguments.addresses.iter().map(IpAddr::to_string).collect(),
         mtu: arguments.mtu.unwrap_or_default(),
@@ -125,17 +203,22 @@ async fn add(arguments: Add, client: &Client, out: &mut Output) -> Result<(), Er
         return out.json("AddWorkloadResponse", &response);
     }
     let workload = response.workload.unwrap_or_default();
+    let did = if response.created {
+        "added"
+    } else {
+        "was there"
+    };
+    let mut place = addresses(&workload);
+    if place.is_empty() {
+        place = attachment(&workload).to_owned();
+    }
+    if !workload.host_interface.is_empty() {
+        place += &format!(" on {}", workload.host_interface);
+    }
+    let state = state(workload.state());
     out.line(format!(
-        "{} {}: {} on {} ({})",
-        printable(&workload.id),
-        if response.created {
-            "added"
-        } else {
-            "was there"
-        },
-        addresses(&workload),
-        workload.host_interface,
-        state(workload.state()),
+        "{} {did}: {place} ({state})",
+        printable(&workload.id)
     ))
 }
 
@@ -180,6 +263,7 @@ async fn list(client: &Client, out: &mut Output) -> Result<(), Error> {
     out.table(
         &[
             "WORKLOAD",
+            "ATTACHMENT",
             "ADDRESSES",
             "INTERFACE",
             "STATE",
@@ -191,6 +275,7 @@ async fn list(client: &Client, out: &mut Output) -> Result<(), Error> {
         response.workloads.iter().map(|workload| {
             vec![
                 workload.id.clone(),
+                attachment(workload).to_owned(),
                 addresses(workload),
                 workload.host_interface.clone(),
                 state(workload.state()).to_owned(),
@@ -221,28 +306,36 @@ async fn show(id: String, client: &Client, out: &mut Output) -> Result<(), Error
         .addresses
         .iter()
         .map(|address| {
-            format!(
-                "{} via {} (pool {}, block {})",
-                address.address, address.gateway, address.pool, address.block
-            )
+            let mut text = address.address.clone();
+            if !address.gateway.is_empty() {
+                text += &format!(" via {}", address.gateway);
+            }
+            if !address.pool.is_empty() {
+                text += &format!(" (pool {}, block {})", address.pool, address.block);
+            }
+            text
         })
         .collect();
     out.fields(&[
         ("Workload", workload.id.clone()),
         ("Generation", workload.generation.to_string()),
+        ("Attachment", attachment(&workload).to_owned()),
         ("State", state(workload.state()).to_owned()),
         ("Reason", workload.reason.clone()),
         ("Addresses", held.join("\n")),
         ("Namespace", namespace(&workload)),
         ("Interface", workload.interface_name.clone()),
+        ("Shared with", workload.shared_with.clone()),
+        ("Bridge", workload.bridge.clone()),
+        ("Host interface", host_interface(&workload)),
+        ("Guest MAC", workload.mac.clone()),
         (
-            "Host interface",
-            format!(
-                "{} (index {})",
-                workload.host_interface, workload.host_ifindex
-            ),
+            "MTU",
+            match workload.mtu {
+                0 => String::new(),
+                mtu => mtu.to_string(),
+            },
         ),
-        ("MTU", workload.mtu.to_string()),
         ("Labels", labels.join("\n")),
         ("Created", time::moment(workload.created_at.as_ref())),
     ])
@@ -283,6 +376,24 @@ fn addresses(workload: &Workload) -> String {
         .map(|address| address.address.as_str())
         .collect();
     list.join(",")
+}
+
+fn host_interface(workload: &Workload) -> String {
+    match workload.host_interface.as_str() {
+        "" => String::new(),
+        name => format!("{name} (index {})", workload.host_ifindex),
+    }
+}
+
+fn attachment(workload: &Workload) -> &'static str {
+    match workload.attachment() {
+        Attachment::Unspecified | Attachment::Routed => "routed",
+        Attachment::Tap => "tap",
+        Attachment::Bridged => "bridged",
+        Attachment::Shared => "shared",
+        Attachment::Host => "host",
+        Attachment::None => "none",
+    }
 }
 
 fn namespace(workload: &Workload) -> String {

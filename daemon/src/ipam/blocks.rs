@@ -55,6 +55,16 @@ impl Ipam {
             block.state == BlockState::Claimed
         });
         if claimed {
+            self.use_block(pool, base, cidr);
+        }
+    }
+
+    /// What is to be done with a durable block.
+    pub(super) fn use_block(&mut self, pool: usize, base: u128, cidr: IpNet) {
+        if self.pools[pool].is_local() {
+            self.pools[pool].change(base, |block| block.state = BlockState::Active);
+            self.actions.push_back(Action::Local(cidr));
+        } else {
             self.actions.push_back(Action::Program(cidr));
         }
     }

@@ -97,9 +97,24 @@ pub enum Action {
     /// The block is durable: set its blackhole, then originate it, then call
     /// [`Ipam::block_active`].
     Program(IpNet),
+    /// The block is durable, and nobody else is to know of it: it belongs to a bridge.
+    Local(IpNet),
     /// Withdraw the block, then remove its blackhole, then delete its record, then call
     /// [`Ipam::block_released`]. No address of it is given out meanwhile.
     Release(IpNet),
+}
+
+/// Where addresses may come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope<'a> {
+    /// Any pool that is not a bridge's.
+    Any,
+    /// That pool, which is not a bridge's.
+    Pool(&'a str),
+    /// The subnets of that bridge.
+    Bridge(&'a str),
+    /// No addresses: the workload only gets its generation.
+    Nothing,
 }
 
 /// Addresses a workload got, or had already.
@@ -201,6 +216,18 @@ impl Ipam {
         pool: Option<&str>,
         fixed: &[IpAddr],
     ) -> Result<Allocation, Error> {
+        let scope = pool.map_or(Scope::Any, Scope::Pool);
+        self.allocate_from(now, id, scope, fixed)
+    }
+
+    /// As [`allocate`](Self::allocate), from any scope.
+    pub fn allocate_from(
+        &mut self,
+        now: Now,
+        id: &WorkloadId,
+        scope: Scope<'_>,
+        fixed: &[IpAddr],
+    ) -> Result<Allocation, Error> {
         self.expire(now);
         if let Some(held) = self.workloads.get(id) {
             return Ok(Allocation {
@@ -212,9 +239,8 @@ impl Ipam {
                 undo: Vec::new(),
             });
         }
-        let pool = pool.map(|name| self.pool_named(name)).transpose()?;
         let mut chosen = Vec::with_capacity(2);
-        if let Err(error) = self.choose(now, id, pool, fixed, &mut chosen) {
+        if let Err(error) = self.choose(now, id, scope, fixed, &mut chosen) {
             for choice in chosen {
                 self.unchoose(choice);
             }
@@ -361,9 +387,12 @@ impl Ipam {
         let found = self
             .pools
             .iter()
-            .position(|pool| pool.name == name && !pool.retired);
+            .position(|pool| pool.name == name && !pool.retired && !pool.is_local());
         let Some(index) = found else {
-            let configured = self.pools.iter().filter(|pool| !pool.retired);
+            let configured = self
+                .pools
+                .iter()
+                .filter(|pool| !pool.retired && !pool.is_local());
             return Err(Error::PoolUnknown {
                 name: name.to_owned(),
                 configured: configured.map(|pool| pool.name.clone()).collect(),
@@ -385,10 +414,15 @@ impl Ipam {
         &mut self,
         now: Now,
         id: &WorkloadId,
-        pool: Option<usize>,
+        scope: Scope<'_>,
         fixed: &[IpAddr],
         chosen: &mut Vec<Chosen>,
     ) -> Result<(), Error> {
+        let pool = match scope {
+            Scope::Pool(name) => Some(self.pool_named(name)?),
+            Scope::Any | Scope::Bridge(_) => None,
+            Scope::Nothing => return Ok(()),
+        };
         for address in fixed {
             if chosen
                 .iter()
@@ -396,7 +430,7 @@ impl Ipam {
             {
                 return Err(Error::FamilyTwice { address: *address });
             }
-            chosen.push(self.choose_fixed(now, id, pool, *address)?);
+            chosen.push(self.choose_fixed(now, id, scope, pool, *address)?);
         }
         if !fixed.is_empty() {
             return Ok(());
@@ -409,7 +443,10 @@ impl Ipam {
             let mut first_error = None;
             for index in 0..self.pools.len() {
                 let pool = &self.pools[index];
-                if matches!(pool.cidr, IpNet::V4(_)) != is_ipv4 || !pool.is_open() {
+                if matches!(pool.cidr, IpNet::V4(_)) != is_ipv4
+                    || !pool.is_open()
+                    || !pool.is_in(scope)
+                {
                     continue;
                 }
                 match self.choose_from(now, index) {
@@ -458,10 +495,12 @@ impl Ipam {
         &mut self,
         now: Now,
         id: &WorkloadId,
+        scope: Scope<'_>,
         wanted: Option<usize>,
         address: IpAddr,
     ) -> Result<Chosen, Error> {
-        let containing = |pool: &Pool| !pool.retired && pool.cidr.contains(&address);
+        let containing =
+            |pool: &Pool| !pool.retired && pool.is_in(scope) && pool.cidr.contains(&address);
         let index = match wanted {
             Some(index) => {
                 let Pool { name, cidr, .. } = &self.pools[index];
@@ -481,6 +520,7 @@ impl Ipam {
                     pools: self
                         .pools
                         .iter()
+                        .filter(|pool| pool.is_in(scope))
                         .map(|pool| format!("{} ({})", pool.name, pool.cidr))
                         .collect(),
                 })?;

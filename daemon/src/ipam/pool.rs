@@ -8,7 +8,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{address, block::Block};
+use super::{Scope, address, block::Block};
 use crate::{config, node::view::BlockState};
 
 #[derive(Clone, Debug)]
@@ -68,6 +68,21 @@ impl Pool {
             with_free: BTreeSet::new(),
             next_order: 0,
             totals: Totals::default(),
+        }
+    }
+
+    /// Part of a bridge's subnet: known to this node only.
+    pub(super) fn is_local(&self) -> bool {
+        config::Bridge::of_pool(&self.name).is_some()
+    }
+
+    pub(super) fn is_in(&self, scope: Scope<'_>) -> bool {
+        let bridge = config::Bridge::of_pool(&self.name);
+        match scope {
+            Scope::Any => bridge.is_none(),
+            Scope::Pool(name) => bridge.is_none() && self.name == name,
+            Scope::Bridge(name) => bridge == Some(name),
+            Scope::Nothing => false,
         }
     }
 

@@ -10,7 +10,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{Action, Cooling, Held, Ipam, Now, pool::Pool};
+use super::{Cooling, Held, Ipam, Now, pool::Pool};
 use crate::{
     config,
     node::{WorkloadId, view::AssignedAddress},
@@ -152,7 +152,7 @@ impl Ipam {
         match pool.insert(*cidr, *claimed_at) {
             Some(base) => {
                 pool.change(base, |block| block.persisted = true);
-                self.actions.push_back(Action::Program(*cidr));
+                self.use_block(index, base, *cidr);
             }
             None => notices.push(Notice::BlockOverlap { block: *cidr }),
         }

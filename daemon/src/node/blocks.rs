@@ -24,8 +24,24 @@ impl Node {
                     self.persist(Pending::Claim(cidr), vec![Record::PutBlock(record)]);
                 }
                 Action::Program(cidr) => self.program(cidr),
+                Action::Local(cidr) => self.use_locally(cidr),
                 Action::Release(cidr) => self.give_back(cidr),
             }
+        }
+    }
+
+    /// A block of a bridge needs nothing but its record.
+    fn use_locally(&mut self, cidr: IpNet) {
+        let block = Block {
+            stage: Stage::Active,
+            advertised_to: 0,
+            reason: String::new(),
+            local: true,
+        };
+        self.blocks.insert(cidr, block);
+        self.block_settled(cidr);
+        for id in self.awaited_in(cidr) {
+            self.check_complete(&id);
         }
     }
 
@@ -37,6 +53,7 @@ impl Node {
             stage: Stage::Blackhole,
             advertised_to: 0,
             reason: String::new(),
+            local: false,
         };
         // It may have been learned until now; own routes and learned ones never share a prefix.
         self.outputs
@@ -100,6 +117,10 @@ impl Node {
         let Some(block) = self.blocks.get_mut(&cidr) else {
             return;
         };
+        if block.local {
+            self.delete_block(cidr);
+            return;
+        }
         block.stage = Stage::Withdrawing;
         block.advertised_to = 0;
         self.outputs.push_back(Output::Withdraw(cidr));
@@ -196,7 +217,7 @@ impl Node {
     pub fn active_blocks(&self) -> Vec<IpNet> {
         self.blocks
             .iter()
-            .filter(|(_, block)| block.stage == Stage::Active)
+            .filter(|(_, block)| block.stage == Stage::Active && !block.local)
             .map(|(cidr, _)| *cidr)
             .collect()
     }
@@ -242,11 +263,12 @@ impl Node {
     }
 
     pub(super) fn is_advertised(&self, workload: &Workload) -> bool {
-        workload.addresses.iter().all(|assigned| {
-            self.blocks
-                .get(&assigned.block)
-                .is_some_and(|block| block.stage == Stage::Active && block.advertised_to > 0)
-        })
+        workload.spec.attachment.is_routed()
+            && workload.addresses.iter().all(|assigned| {
+                self.blocks
+                    .get(&assigned.block)
+                    .is_some_and(|block| block.stage == Stage::Active && block.advertised_to > 0)
+            })
     }
 
     fn awaited_in(&self, cidr: IpNet) -> Vec<WorkloadId> {

@@ -4,10 +4,10 @@ use std::{mem, sync::Arc};
 
 use super::{
     Adder, Caller, Error, Node, Pending, Phase, Queued, WaitFor, Workload, WorkloadId,
-    WorkloadSpec, handle::Added,
+    WorkloadSpec, attachment::Attachment, handle::Added,
 };
 use crate::{
-    ipam::{self, Now},
+    ipam::{self, Now, Scope},
     store::record::{Record, WorkloadRecord},
 };
 
@@ -65,9 +65,18 @@ impl Node {
         spec: WorkloadSpec,
         wait: WaitFor,
     ) -> Result<(), Error> {
+        self.check_attachment(&spec.attachment)?;
+        let scope = match (&spec.attachment, spec.pool.as_deref()) {
+            (Attachment::Bridged { bridge, .. }, _) => Scope::Bridge(bridge),
+            (Attachment::Routed(_) | Attachment::Tap(_), Some(pool)) => Scope::Pool(pool),
+            (Attachment::Routed(_) | Attachment::Tap(_), None) => Scope::Any,
+            (Attachment::Shared { .. } | Attachment::Host | Attachment::None(_), _) => {
+                Scope::Nothing
+            }
+        };
         let allocation = self
             .ipam
-            .allocate(now, &id, spec.pool.as_deref(), spec.addresses.as_slice())
+            .allocate_from(now, &id, scope, spec.addresses.as_slice())
             .map_err(address_error)?;
         // Which families it gets is known only now.
         if let Some(mtu) = spec.mtu
@@ -111,6 +120,7 @@ impl Node {
             deleters: Vec::new(),
             queued: Vec::new(),
         };
+        self.note_names(&id, &workload.spec.attachment);
         self.workloads.insert(id.clone(), workload);
         self.awaited.insert(id.clone());
         let pending = Pending::Put {
@@ -138,6 +148,15 @@ impl Node {
             self.reply_delete(caller, Ok(false));
             return;
         }
+        // Those inside would lose the ground under their feet.
+        let sharers = self.sharers(&id);
+        if !sharers.is_empty() {
+            self.reply_delete(caller, Err(Error::HasSharers { id, by: sharers }));
+            return;
+        }
+        let Some(workload) = self.workloads.get_mut(&id) else {
+            return;
+        };
         workload.deleters.push(caller);
         // What is on its way out needs no further push. Adds that wait for its end came before
         // this delete; it names them, too, unless it names the generation that is leaving.

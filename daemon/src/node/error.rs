@@ -37,6 +37,22 @@ pub enum Error {
     PoolExhausted { pool: String, text: String },
     #[error("there is no network namespace at {name}: {text}")]
     NamespaceNotFound { name: String, text: String },
+    #[error(
+        "the network namespace {name} is attached already, by workload {by}; a second workload can \
+         join it with attachment SHARED"
+    )]
+    NamespaceAttached { name: String, by: WorkloadId },
+    #[error("tap.name {name:?} is in use by {by}")]
+    TapInUse { name: String, by: String },
+    #[error("there is no bridge {name:?}; configured are: {configured}")]
+    BridgeNotFound { name: String, configured: String },
+    #[error("the network namespace of workload {with} cannot be shared: {why}")]
+    NotShareable { with: WorkloadId, why: String },
+    #[error(
+        "the network namespace of workload {id} is shared by {}; delete them first",
+        list(by)
+    )]
+    HasSharers { id: WorkloadId, by: Vec<WorkloadId> },
     #[error("there is no workload {0}")]
     WorkloadNotFound(WorkloadId),
     #[error("there is no BGP peer {name:?}; configured are: {configured}")]
@@ -67,6 +83,11 @@ pub enum Error {
     Stopping,
     #[error("{part} cannot be asked now: {text}")]
     Unavailable { part: &'static str, text: String },
+}
+
+fn list(ids: &[WorkloadId]) -> String {
+    let names: Vec<&str> = ids.iter().map(WorkloadId::as_str).collect();
+    names.join(", ")
 }
 
 impl Error {

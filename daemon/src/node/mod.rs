@@ -38,11 +38,14 @@
 //! ```
 //!
 //! A block of one address has no blackhole. The first workloads of a block wait until it is active.
+//! A block of a bridge's subnet is active as soon as it is durable, and nobody else knows of it.
 
+pub mod attachment;
 mod blocks;
 mod commands;
 pub mod error;
 pub mod handle;
+mod names;
 mod show;
 pub mod spec;
 #[cfg(test)]
@@ -52,6 +55,7 @@ mod workloads;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -210,6 +214,8 @@ struct Block {
     advertised_to: u32,
     /// Why its blackhole does not stand, for a person.
     reason: String,
+    /// Of a bridge: known to this node only, without a blackhole.
+    local: bool,
 }
 
 /// What a token stands for.
@@ -243,6 +249,11 @@ pub struct Node {
     blocks: BTreeMap<IpNet, Block>,
     pending: HashMap<Token, Pending>,
     next_token: u64,
+    names: names::Names,
+    /// Those of the configuration.
+    bridges: Vec<config::Bridge>,
+    /// The node's own, which workloads in its namespace have.
+    own_addresses: Vec<IpAddr>,
     /// Workloads that somebody waits for.
     awaited: BTreeSet<WorkloadId>,
     /// Deletions of records that the store refused.
@@ -270,16 +281,22 @@ impl Node {
     pub fn recover(
         now: Now,
         pools: &[config::Pool],
+        bridges: &[config::Bridge],
         settings: &config::Ipam,
         recovered: Recovered,
     ) -> (Self, Vec<Notice>) {
-        let (ipam, notices) = Ipam::recover(now, pools, settings, &recovered);
+        let of_bridges = bridges.iter().flat_map(config::Bridge::pools);
+        let all: Vec<config::Pool> = pools.iter().cloned().chain(of_bridges).collect();
+        let (ipam, notices) = Ipam::recover(now, &all, settings, &recovered);
         let mut node = Node {
             ipam,
             workloads: BTreeMap::new(),
             blocks: BTreeMap::new(),
             pending: HashMap::new(),
             next_token: 0,
+            names: names::Names::default(),
+            bridges: bridges.to_vec(),
+            own_addresses: Vec::new(),
             awaited: BTreeSet::new(),
             retries: Vec::new(),
             unconfirmed: BTreeSet::new(),
@@ -297,22 +314,24 @@ impl Node {
         node.follow_blocks();
         node.unoriginated = node
             .blocks
-            .keys()
-            .copied()
+            .iter()
+            .filter(|(_, block)| !block.local)
+            .map(|(cidr, _)| *cidr)
             .chain(node.pending.values().filter_map(|pending| match pending {
                 Pending::Claim(cidr) => Some(*cidr),
                 _ => None,
             }))
             .collect();
         node.outputs.push_back(Output::Synced(Source::Block));
-        let mut objects = Vec::with_capacity(recovered.workloads.len());
+        let mut objects = Vec::with_capacity(recovered.workloads.len() + bridges.len());
+        objects.extend(bridges.iter().map(config::Bridge::object));
         for record in recovered.workloads {
             // Two records may have named one address: what the allocator kept is true.
             let addresses = match node.ipam.held(&record.id) {
                 Some((_, addresses)) => addresses.to_vec(),
                 None => continue,
             };
-            let workload = Workload {
+            let mut workload = Workload {
                 generation: record.generation,
                 spec: record.spec,
                 addresses,
@@ -325,8 +344,14 @@ impl Node {
                 deleters: Vec::new(),
                 queued: Vec::new(),
             };
-            objects.push(workload.object(&record.id));
-            node.unconfirmed.insert(record.id.clone());
+            node.note_names(&record.id, &workload.spec.attachment);
+            match workload.object(&record.id) {
+                Some(object) => {
+                    objects.push(object);
+                    node.unconfirmed.insert(record.id.clone());
+                }
+                None => workload.detail = Some(Detail::default()),
+            }
             node.workloads.insert(record.id, workload);
         }
         if !objects.is_empty() {

@@ -2,11 +2,15 @@
 
 use std::{net::IpAddr, sync::Arc};
 
+use dataplane::kernel::{GATEWAY_V4, GATEWAY_V6};
+use ipnet::IpNet;
+
 use super::{
     Node, Output, Phase, Stage, Workload, WorkloadId,
+    attachment::Attachment,
     view::{
-        AddressView, BlockView, NodeStatus, PoolView, WatchChange, WatchEvent, WorkloadState,
-        WorkloadView,
+        AddressView, AssignedAddress, BlockView, NodeStatus, PoolView, WatchChange, WatchEvent,
+        WorkloadState, WorkloadView,
     },
 };
 use crate::ipam::Now;
@@ -133,6 +137,57 @@ impl Node {
     }
 
     pub(super) fn workload_view(&self, id: &WorkloadId, workload: &Workload) -> WorkloadView {
+        let mut view = self.own_view(id, workload);
+        match &workload.spec.attachment {
+            Attachment::Shared { with } => match self.workloads.get(with) {
+                Some(owner) => {
+                    let owner = self.workload_view(with, owner);
+                    if matches!(workload.phase, Phase::Standing) {
+                        view.state = owner.state;
+                        if !owner.reason.is_empty() {
+                            view.reason = format!("workload {with}: {}", owner.reason);
+                        }
+                    }
+                    view.addresses = owner.addresses;
+                    view.gateways = owner.gateways;
+                    view.host_interface = owner.host_interface;
+                    view.host_ifindex = owner.host_ifindex;
+                    view.mtu = owner.mtu;
+                }
+                None => {
+                    view.state = WorkloadState::Failed;
+                    view.reason = format!("there is no workload {with}");
+                }
+            },
+            Attachment::Host => {
+                let own = self.own_addresses.iter().map(|address| AssignedAddress {
+                    address: *address,
+                    pool: String::new(),
+                    block: IpNet::from(*address),
+                });
+                view.addresses = own.collect();
+                view.gateways = vec![None; view.addresses.len()];
+            }
+            _ => {}
+        }
+        view
+    }
+
+    fn gateway(&self, attachment: &Attachment, address: IpAddr) -> Option<IpAddr> {
+        match attachment {
+            Attachment::Routed(_) | Attachment::Tap(_) => Some(match address {
+                IpAddr::V4(_) => GATEWAY_V4.into(),
+                IpAddr::V6(_) => GATEWAY_V6.into(),
+            }),
+            Attachment::Bridged { bridge, .. } => {
+                let known = self.bridges.iter().find(|known| known.name == *bridge)?;
+                known.gateway(address.is_ipv4())
+            }
+            _ => None,
+        }
+    }
+
+    fn own_view(&self, id: &WorkloadId, workload: &Workload) -> WorkloadView {
         let (state, reason) = match &workload.phase {
             Phase::Recording { .. } => (WorkloadState::Pending, "its record is being written"),
             Phase::Programming { .. } if workload.detail.is_some() => {
@@ -157,6 +212,11 @@ impl Node {
             state,
             reason: reason.to_owned(),
             addresses: workload.addresses.clone(),
+            gateways: workload
+                .addresses
+                .iter()
+                .map(|assigned| self.gateway(&workload.spec.attachment, assigned.address))
+                .collect(),
             spec: workload.spec.clone(),
             host_interface: detail.host_interface,
             host_ifindex: detail.host_ifindex,
@@ -186,6 +246,10 @@ impl Node {
         let workload = &self.workloads[id];
         let view = self.workload_view(id, workload);
         self.publish_change(WatchChange::Upsert(view));
+        // They show what this one has.
+        for sharer in self.sharers(id) {
+            self.publish(&sharer);
+        }
     }
 
     pub(super) fn publish_deletion(&mut self, id: &WorkloadId, generation: u64) {

@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use dataplane::desired::Netns;
+use super::attachment::Attachment;
 
 /// Why a value was refused: what is wrong with it, and what is allowed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -302,10 +302,7 @@ fn is_usable(address: &IpAddr) -> bool {
 /// What a caller asks for with an add. Two adds of one id are the same add when these are equal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkloadSpec {
-    pub namespace: NamespaceName,
-    /// Found when the call arrived, so that a path that later names another namespace is noticed.
-    pub netns: Netns,
-    pub interface: InterfaceName,
+    pub attachment: Attachment,
     /// `None`: one address of each family from the first pool of that family with room.
     pub pool: Option<String>,
     pub addresses: FixedAddresses,
@@ -317,12 +314,9 @@ pub struct WorkloadSpec {
 impl WorkloadSpec {
     /// The first thing in which `other` differs, for a person; `None` when they are equal.
     pub fn difference(&self, other: &Self) -> Option<&'static str> {
-        if self.namespace != other.namespace {
-            Some("namespace")
-        } else if self.netns != other.netns {
-            Some("namespace (the same name, but another namespace stands there now)")
-        } else if self.interface != other.interface {
-            Some("interface_name")
+        let attachment = self.attachment.difference(&other.attachment);
+        if attachment.is_some() {
+            attachment
         } else if self.pool != other.pool {
             Some("pool")
         } else if self.addresses != other.addresses {

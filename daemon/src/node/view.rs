@@ -34,7 +34,11 @@ pub struct WorkloadView {
     pub state: WorkloadState,
     /// Why it is failed or still pending, for a person; else empty.
     pub reason: String,
+    /// Of a workload in a namespace that is not its own, those of that namespace: then pool and
+    /// block mean nothing where the pool is empty.
     pub addresses: Vec<AssignedAddress>,
+    /// The workload's gateway for each address, if it has one.
+    pub gateways: Vec<Option<IpAddr>>,
     pub spec: Arc<WorkloadSpec>,
     /// Empty and 0 until programmed.
     pub host_interface: String,

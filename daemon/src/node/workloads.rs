@@ -8,21 +8,19 @@ use super::{Error, Node, Output, Pending, Phase, RETRY, Workload, WorkloadId};
 use crate::{ipam::Now, store::record::Record};
 
 impl Workload {
-    /// As the dataplane wants it.
-    pub(super) fn object(&self, id: &WorkloadId) -> Object {
-        Object::Workload(
+    /// As the dataplane wants it; `None`: there is nothing to be done in the kernel.
+    pub(super) fn object(&self, id: &WorkloadId) -> Option<Object> {
+        let attachment = self.spec.attachment.desired()?;
+        Some(Object::Workload(
             desired::Workload {
                 id: id.shared(),
-                attachment: desired::Attachment::Routed(desired::Inside {
-                    netns: self.spec.netns.clone(),
-                    interface: self.spec.interface.as_str().to_owned(),
-                }),
+                attachment,
                 addresses: self.addresses.iter().map(|a| a.address).collect(),
                 mtu: self.spec.mtu.map(|mtu| mtu.get()),
                 access: desired::Access::default(),
             }
             .into(),
-        )
+        ))
     }
 
     /// The error for a caller.
@@ -30,11 +28,17 @@ impl Workload {
         let text = failure.text.clone();
         match failure.kind {
             FailureKind::NamespaceGone => Error::NamespaceNotFound {
-                name: self.spec.namespace.to_string(),
+                name: match self.spec.attachment.namespace() {
+                    Some(namespace) => namespace.name.to_string(),
+                    None => String::new(),
+                },
                 text,
             },
             FailureKind::InterfaceInUse => Error::InterfaceInUse {
-                interface: self.spec.interface.as_str().to_owned(),
+                interface: match self.spec.attachment.interface() {
+                    Some(interface) => interface.as_str().to_owned(),
+                    None => String::new(),
+                },
                 text,
             },
             FailureKind::Conflict => Error::Conflict(text),
@@ -69,9 +73,12 @@ impl Node {
                 match result {
                     Ok(()) => {
                         workload.phase = Phase::Programming { allocation };
-                        let object = workload.object(id);
-                        self.outputs.push_back(Output::Set(vec![object]));
+                        match workload.object(id) {
+                            Some(object) => self.outputs.push_back(Output::Set(vec![object])),
+                            None => workload.detail = Some(Detail::default()),
+                        }
                         self.publish(id);
+                        self.check_complete(id);
                     }
                     Err(text) => {
                         self.ipam.rollback_allocation(now, &allocation);
@@ -113,9 +120,10 @@ impl Node {
         workload.phase = Phase::Standing;
         let deleters = mem::take(&mut workload.deleters);
         let queued = mem::take(&mut workload.queued);
-        if !wanted {
-            let object = workload.object(id);
-            self.outputs.push_back(Output::Set(vec![object]));
+        match workload.object(id) {
+            Some(object) if !wanted => self.outputs.push_back(Output::Set(vec![object])),
+            Some(_) => {}
+            None => workload.detail = Some(Detail::default()),
         }
         self.publish(id);
         for caller in deleters {
@@ -302,6 +310,7 @@ impl Node {
         let Some(workload) = self.workloads.remove(id) else {
             return;
         };
+        self.forget_names(id, &workload.spec.attachment);
         self.awaited.remove(id);
         self.unconfirmed.remove(id);
         if let Phase::Removing = workload.phase

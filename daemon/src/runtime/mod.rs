@@ -132,7 +132,7 @@ pub async fn run(mut config: Config) -> Result<(), StartError> {
         .collect();
     let (dataplane, mut events, dataplane_task) =
         dataplane::runtime::spawn(dataplane::reconcile::Config {
-            underlay,
+            underlay: underlay.clone(),
             seed: u64::from(std::process::id()),
             ..Default::default()
         })?;
@@ -172,7 +172,9 @@ pub async fn run(mut config: Config) -> Result<(), StartError> {
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs());
     let metrics = Arc::new(Metrics::new(i64::try_from(started).unwrap_or(0)));
-    let (mut node, notices) = Node::recover(now, &config.pools, &config.ipam, recovered);
+    let (mut node, notices) =
+        Node::recover(now, &config.pools, &config.bridges, &config.ipam, recovered);
+    node.set_own_addresses(underlay);
     if config.bgp.as_ref().is_some_and(|bgp| !bgp.install_routes) {
         node.leave_routes_out();
     }
@@ -387,6 +389,7 @@ async fn reload(running: &mut Config, speaker: Option<&bgp::driver::Handle>) {
                 ("node", config.node != running.node),
                 ("api", config.api != running.api),
                 ("pool", config.pools != running.pools),
+                ("bridge", config.bridges != running.bridges),
                 ("ipam", config.ipam != running.ipam),
                 ("bgp", config.bgp != running.bgp),
                 ("policy", config.policies != running.policies),

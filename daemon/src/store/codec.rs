@@ -27,6 +27,7 @@ use prost::Message;
 use super::record::{BlockRecord, CoolingRecord, WorkloadRecord};
 use crate::node::{
     WorkloadId, WorkloadSpec,
+    attachment::{Attachment, Inside, Mac, Namespace, Tap},
     spec::{FixedAddresses, InterfaceName, Labels, Mtu, NamespaceName},
     view::AssignedAddress,
 };
@@ -66,6 +67,35 @@ struct WorkloadRow {
     mtu: u32,
     #[prost(btree_map = "string, string", tag = "13")]
     labels: BTreeMap<String, String>,
+    /// How it is attached, where that is not the veth that the fields above describe; one of these.
+    #[prost(message, optional, tag = "14")]
+    tap: Option<TapRow>,
+    /// Besides the fields above.
+    #[prost(string, tag = "15")]
+    bridge: String,
+    #[prost(string, tag = "16")]
+    shared_with: String,
+    #[prost(bool, tag = "17")]
+    host: bool,
+    /// Loopback only, in the namespace above.
+    #[prost(bool, tag = "18")]
+    loopback: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct TapRow {
+    /// As asked for; empty: none.
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(uint32, optional, tag = "2")]
+    owner: Option<u32>,
+    #[prost(uint32, optional, tag = "3")]
+    group: Option<u32>,
+    #[prost(bool, tag = "4")]
+    multi_queue: bool,
+    /// Of the guest; empty: not known.
+    #[prost(bytes = "vec", tag = "5")]
+    mac: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -154,11 +184,6 @@ fn decode_time(milliseconds: u64) -> Result<SystemTime, DecodeError> {
 
 pub(super) fn encode_workload(record: &WorkloadRecord) -> Vec<u8> {
     let spec = &record.spec;
-    let (namespace_path, namespace_pid) = match &spec.namespace {
-        // Built from a string, so nothing is lost.
-        NamespaceName::Path(path) => (path.to_string_lossy().into_owned(), 0),
-        NamespaceName::Pid(pid) => (String::new(), *pid),
-    };
     let assigned = |assigned: &AssignedAddress| AssignedRow {
         address: address_key(assigned.address),
         pool: assigned.pool.clone(),
@@ -168,12 +193,6 @@ pub(super) fn encode_workload(record: &WorkloadRecord) -> Vec<u8> {
         generation: record.generation,
         created_at_ms: encode_time(record.created_at),
         addresses: record.addresses.iter().map(assigned).collect(),
-        namespace_path,
-        namespace_pid,
-        netns_path: spec.netns.path.as_os_str().as_bytes().to_vec(),
-        netns_device: spec.netns.device,
-        netns_inode: spec.netns.inode,
-        interface: spec.interface.as_str().to_owned(),
         pool: spec.pool.clone().unwrap_or_default(),
         fixed_addresses: spec
             .addresses
@@ -183,17 +202,121 @@ pub(super) fn encode_workload(record: &WorkloadRecord) -> Vec<u8> {
             .collect(),
         mtu: spec.mtu.map_or(0, Mtu::get),
         labels: spec.labels.as_map().clone(),
+        ..encode_attachment(&spec.attachment)
     }
     .encode_to_vec()
 }
 
-pub(super) fn decode_workload(id: &str, bytes: &[u8]) -> Result<WorkloadRecord, DecodeError> {
-    let row = WorkloadRow::decode(bytes).map_err(|error| DecodeError(error.to_string()))?;
-    let field = |name: &str, error: &dyn std::fmt::Display| DecodeError(format!("{name} {error}"));
-    let namespace = match row.namespace_pid {
+/// A row with nothing but how the workload is attached.
+fn encode_attachment(attachment: &Attachment) -> WorkloadRow {
+    let mut row = WorkloadRow::default();
+    if let Some(Namespace { name, netns }) = attachment.namespace() {
+        match name {
+            // Built from a string, so nothing is lost.
+            NamespaceName::Path(path) => row.namespace_path = path.to_string_lossy().into_owned(),
+            NamespaceName::Pid(pid) => row.namespace_pid = *pid,
+        }
+        row.netns_path = netns.path.as_os_str().as_bytes().to_vec();
+        row.netns_device = netns.device;
+        row.netns_inode = netns.inode;
+    }
+    if let Some(interface) = attachment.interface() {
+        row.interface = interface.as_str().to_owned();
+    }
+    match attachment {
+        Attachment::Routed(_) => {}
+        Attachment::Tap(tap) => {
+            row.tap = Some(TapRow {
+                name: tap
+                    .name
+                    .as_ref()
+                    .map(|name| name.as_str().to_owned())
+                    .unwrap_or_default(),
+                owner: tap.owner,
+                group: tap.group,
+                multi_queue: tap.multi_queue,
+                mac: tap.mac.map(|mac| mac.bytes().to_vec()).unwrap_or_default(),
+            });
+        }
+        Attachment::Bridged { bridge, .. } => row.bridge.clone_from(bridge),
+        Attachment::Shared { with } => row.shared_with = with.as_str().to_owned(),
+        Attachment::Host => row.host = true,
+        Attachment::None(_) => row.loopback = true,
+    }
+    row
+}
+
+fn field(name: &str, error: &dyn std::fmt::Display) -> DecodeError {
+    DecodeError(format!("{name} {error}"))
+}
+
+fn decode_attachment(row: &WorkloadRow) -> Result<Attachment, DecodeError> {
+    if row.host {
+        return Ok(Attachment::Host);
+    }
+    if !row.shared_with.is_empty() {
+        let with = WorkloadId::new(&row.shared_with);
+        let with = with.map_err(|error| field("the shared workload's id", &error))?;
+        return Ok(Attachment::Shared { with });
+    }
+    if let Some(tap) = &row.tap {
+        return decode_tap(tap).map(Attachment::Tap);
+    }
+    let name = match row.namespace_pid {
         0 => NamespaceName::path(&row.namespace_path),
         pid => NamespaceName::pid(pid),
     };
+    let namespace = Namespace {
+        name: name.map_err(|error| field("the namespace", &error))?,
+        netns: Netns {
+            path: PathBuf::from(OsString::from_vec(row.netns_path.clone())),
+            device: row.netns_device,
+            inode: row.netns_inode,
+        },
+    };
+    if row.loopback {
+        return Ok(Attachment::None(namespace));
+    }
+    let interface =
+        InterfaceName::new(&row.interface).map_err(|error| field("the interface name", &error))?;
+    let inside = Inside {
+        namespace,
+        interface,
+    };
+    Ok(match row.bridge.as_str() {
+        "" => Attachment::Routed(inside),
+        bridge => Attachment::Bridged {
+            inside,
+            bridge: bridge.to_owned(),
+        },
+    })
+}
+
+fn decode_tap(row: &TapRow) -> Result<Tap, DecodeError> {
+    let name = match row.name.as_str() {
+        "" => None,
+        name => Some(InterfaceName::new(name).map_err(|e| field("the device's name", &e))?),
+    };
+    let mac = match row.mac.as_slice() {
+        [] => None,
+        bytes => {
+            let bytes = <[u8; 6]>::try_from(bytes)
+                .map_err(|_| DecodeError(format!("a MAC address has {} bytes", bytes.len())))?;
+            Some(Mac::new(bytes).map_err(|error| field("the MAC address", &error))?)
+        }
+    };
+    Ok(Tap {
+        name,
+        owner: row.owner,
+        group: row.group,
+        multi_queue: row.multi_queue,
+        mac,
+    })
+}
+
+pub(super) fn decode_workload(id: &str, bytes: &[u8]) -> Result<WorkloadRecord, DecodeError> {
+    let row = WorkloadRow::decode(bytes).map_err(|error| DecodeError(error.to_string()))?;
+    let attachment = decode_attachment(&row)?;
     let addresses = row.addresses.iter().map(|assigned| {
         Ok(AssignedAddress {
             address: decode_address(&assigned.address)?,
@@ -213,14 +336,7 @@ pub(super) fn decode_workload(id: &str, bytes: &[u8]) -> Result<WorkloadRecord, 
         addresses: addresses.collect::<Result<_, _>>()?,
         created_at: decode_time(row.created_at_ms)?,
         spec: Arc::new(WorkloadSpec {
-            namespace: namespace.map_err(|error| field("the namespace", &error))?,
-            netns: Netns {
-                path: PathBuf::from(OsString::from_vec(row.netns_path)),
-                device: row.netns_device,
-                inode: row.netns_inode,
-            },
-            interface: InterfaceName::new(&row.interface)
-                .map_err(|error| field("the interface name", &error))?,
+            attachment,
             pool: (!row.pool.is_empty()).then_some(row.pool),
             addresses: FixedAddresses::new(fixed)
                 .map_err(|(_, error)| field("a fixed address", &error))?,

@@ -171,7 +171,7 @@ async fn obliging(mut requests: mpsc::Receiver<Request>) {
         claim_ahead: 75,
         release_empty_after: Duration::from_secs(600),
     };
-    let (mut node, _) = Node::recover(Now::read(), &pools, &settings, Default::default());
+    let (mut node, _) = Node::recover(Now::read(), &pools, &[], &settings, Default::default());
     node.handle_dataplane(Now::read(), Event::Started);
     let mut watchers: Vec<Watcher> = Vec::new();
     let mut adds = Vec::new();

@@ -75,6 +75,7 @@ impl Bench {
     pub(super) fn act(&mut self) {
         while let Some(action) = self.ipam.poll_action() {
             match action {
+                Action::Local(_) => {}
                 Action::Claim(record) => self.ipam.block_persisted(record.cidr),
                 Action::Program(cidr) => self.ipam.block_active(self.now, cidr),
                 Action::Release(cidr) => {
@@ -494,13 +495,19 @@ fn recovered_workload(name: &str, generation: u64, address: &str, block: &str) -
             id: id(name),
             generation,
             spec: std::sync::Arc::new(WorkloadSpec {
-                namespace: spec::NamespaceName::path("/run/netns/a").unwrap(),
-                netns: dataplane::desired::Netns {
-                    path: "/run/netns/a".into(),
-                    device: 4,
-                    inode: 7,
-                },
-                interface: spec::InterfaceName::new("eth0").unwrap(),
+                attachment: crate::node::attachment::Attachment::Routed(
+                    crate::node::attachment::Inside {
+                        namespace: crate::node::attachment::Namespace {
+                            name: spec::NamespaceName::path("/run/netns/a").unwrap(),
+                            netns: dataplane::desired::Netns {
+                                path: "/run/netns/a".into(),
+                                device: 4,
+                                inode: 7,
+                            },
+                        },
+                        interface: spec::InterfaceName::new("eth0").unwrap(),
+                    },
+                ),
                 pool: None,
                 addresses: spec::FixedAddresses::default(),
                 mtu: None,

@@ -122,6 +122,7 @@ impl Model {
     fn act(&mut self) {
         while let Some(action) = self.bench.ipam.poll_action() {
             match action {
+                Action::Local(cidr) => panic!("{cidr} is of no bridge"),
                 Action::Claim(record) => {
                     let cidr = record.cidr;
                     if self.persist(&[Record::PutBlock(record)]) {
@@ -398,13 +399,19 @@ fn workload(id: &WorkloadId, allocation: &Allocation, now: Now) -> WorkloadRecor
         id: id.clone(),
         generation: allocation.generation,
         spec: std::sync::Arc::new(WorkloadSpec {
-            namespace: NamespaceName::path("/run/netns/a").unwrap(),
-            netns: dataplane::desired::Netns {
-                path: "/run/netns/a".into(),
-                device: 4,
-                inode: 7,
-            },
-            interface: InterfaceName::new("eth0").unwrap(),
+            attachment: crate::node::attachment::Attachment::Routed(
+                crate::node::attachment::Inside {
+                    namespace: crate::node::attachment::Namespace {
+                        name: NamespaceName::path("/run/netns/a").unwrap(),
+                        netns: dataplane::desired::Netns {
+                            path: "/run/netns/a".into(),
+                            device: 4,
+                            inode: 7,
+                        },
+                    },
+                    interface: InterfaceName::new("eth0").unwrap(),
+                },
+            ),
             pool: None,
             addresses: FixedAddresses::default(),
             mtu: None,

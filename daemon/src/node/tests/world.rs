@@ -11,6 +11,7 @@ use std::{
 use dataplane::desired::{Detail, Event, Failure, FailureKind, Netns, Object, ObjectId, Source};
 use ipnet::IpNet;
 
+use crate::node::attachment::{Attachment, Inside, Namespace};
 use crate::{
     config,
     ipam::Now,
@@ -33,13 +34,17 @@ pub(super) fn net(text: &str) -> IpNet {
 
 pub(super) fn spec() -> WorkloadSpec {
     WorkloadSpec {
-        namespace: NamespaceName::path("/run/netns/a").expect("a valid path"),
-        netns: Netns {
-            path: "/run/netns/a".into(),
-            device: 4,
-            inode: 4026531840,
-        },
-        interface: InterfaceName::default(),
+        attachment: Attachment::Routed(Inside {
+            namespace: Namespace {
+                name: NamespaceName::path("/run/netns/a").expect("a valid path"),
+                netns: Netns {
+                    path: "/run/netns/a".into(),
+                    device: 4,
+                    inode: 4026531840,
+                },
+            },
+            interface: InterfaceName::default(),
+        }),
         pool: None,
         addresses: FixedAddresses::default(),
         mtu: None,
@@ -53,6 +58,46 @@ pub(super) fn fixed(address: &str) -> WorkloadSpec {
         addresses: FixedAddresses::new(addresses).expect("one address"),
         ..spec()
     }
+}
+
+/// Each workload has a namespace of its own.
+pub(super) fn in_own_namespace(name: &str, mut spec: WorkloadSpec) -> WorkloadSpec {
+    if let Attachment::Routed(inside) = &mut spec.attachment {
+        let number = |sum: u64, byte: u8| sum * 257 + u64::from(byte);
+        inside.namespace.netns.inode = name.bytes().fold(1, number);
+    }
+    spec
+}
+
+pub(super) fn attached(attachment: Attachment) -> WorkloadSpec {
+    WorkloadSpec {
+        attachment,
+        ..spec()
+    }
+}
+
+/// On a bridge, in a namespace of its own.
+pub(super) fn bridged(name: &str, bridge: &str) -> WorkloadSpec {
+    let Attachment::Routed(inside) = in_own_namespace(name, spec()).attachment else {
+        unreachable!("made so");
+    };
+    attached(Attachment::Bridged {
+        inside,
+        bridge: bridge.to_owned(),
+    })
+}
+
+fn bridges() -> Vec<config::Bridge> {
+    vec![config::Bridge {
+        name: "apps0".to_owned(),
+        subnets: vec![config::Subnet {
+            cidr: net("172.30.0.0/29"),
+            gateway: net("172.30.0.1/32").addr(),
+            reserved: Vec::new(),
+        }],
+        mtu: None,
+        nat_outgoing: true,
+    }]
 }
 
 fn pools() -> Vec<config::Pool> {
@@ -184,7 +229,8 @@ impl World {
     }
 
     fn start(now: Now, disk: Disk, kernel: BTreeMap<ObjectId, Option<Object>>) -> Self {
-        let (mut node, notices) = Node::recover(now, &pools(), &SETTINGS, disk.recovered());
+        let (mut node, notices) =
+            Node::recover(now, &pools(), &bridges(), &SETTINGS, disk.recovered());
         assert!(notices.is_empty(), "{notices:?}");
         node.handle_dataplane(now, Event::Started);
         let watched = node
@@ -228,7 +274,9 @@ impl World {
                 .get(id)
                 .expect("acknowledged is durable");
             assert_eq!(record.generation, added.workload.generation);
-            assert_eq!(record.addresses, added.workload.addresses);
+            if added.workload.spec.attachment.desired().is_some() {
+                assert_eq!(record.addresses, added.workload.addresses);
+            }
         }
         let acknowledged = std::mem::take(&mut self.acknowledged);
         *self = Self::start(
@@ -238,13 +286,16 @@ impl World {
         );
         for (id, added) in acknowledged {
             let view = self.node.workload(&id).expect("acknowledged survives");
-            assert_eq!(view.addresses, added.workload.addresses);
+            if view.spec.attachment.desired().is_some() {
+                assert_eq!(view.addresses, added.workload.addresses);
+            }
             self.acknowledged.insert(id, added);
         }
     }
 
     pub(super) fn add(&mut self, name: &str, spec: WorkloadSpec, wait: WaitFor) -> Caller {
         let caller = self.caller(Asked::Add(id(name)));
+        let spec = in_own_namespace(name, spec);
         self.node
             .handle_add(self.now, caller, id(name), Box::new(spec), wait);
         self.drain();
@@ -290,6 +341,13 @@ impl World {
     pub(super) fn add_error(&self, caller: Caller) -> &Error {
         match self.answer(caller) {
             Some(Reply::Added(Err(error))) => error,
+            other => panic!("no error: {other:?}"),
+        }
+    }
+
+    pub(super) fn delete_error(&self, caller: Caller) -> &Error {
+        match self.answer(caller) {
+            Some(Reply::Deleted(Err(error))) => error,
             other => panic!("no error: {other:?}"),
         }
     }
@@ -498,12 +556,16 @@ impl World {
         match (&asked, &reply) {
             (Asked::Add(id), Reply::Added(Ok(added))) => {
                 let record = self.disk.workloads.get(id).expect("durable when answered");
-                assert_eq!(record.addresses, added.workload.addresses);
-                assert!(
-                    self.kernel.contains_key(&ObjectId::Workload(id.shared())),
-                    "in the kernel when answered"
-                );
-                for assigned in &added.workload.addresses {
+                let attachment = &added.workload.spec.attachment;
+                if attachment.desired().is_some() {
+                    assert_eq!(record.addresses, added.workload.addresses);
+                    assert!(
+                        self.kernel.contains_key(&ObjectId::Workload(id.shared())),
+                        "in the kernel when answered"
+                    );
+                }
+                let routed = attachment.is_routed();
+                for assigned in added.workload.addresses.iter().filter(|_| routed) {
                     assert!(self.originated.contains(&assigned.block));
                 }
                 self.acknowledged.insert(id.clone(), added.clone());
@@ -528,9 +590,12 @@ impl World {
         assert_eq!(ids, disk, "node and disk");
         let watched: BTreeSet<_> = self.watched.keys().cloned().collect();
         assert_eq!(ids, watched, "node and watchers");
-        let objects: BTreeSet<_> = ids
+        let in_kernel = views
             .iter()
-            .map(|id| ObjectId::Workload(id.shared()))
+            .filter(|view| view.spec.attachment.desired().is_some());
+        let objects: BTreeSet<_> = in_kernel
+            .map(|view| ObjectId::Workload(view.id.shared()))
+            .chain(bridges().iter().map(|bridge| bridge.object().id()))
             .collect();
         let of = |map: Vec<&ObjectId>, source| {
             map.into_iter()
@@ -552,22 +617,31 @@ impl World {
                 ),
                 "{view:?}"
             );
+            let record = &self.disk.workloads[&view.id];
+            assert_eq!(record.generation, view.generation);
+            if view.spec.attachment.desired().is_none() {
+                assert!(record.addresses.is_empty(), "those of others");
+                continue;
+            }
             for assigned in &view.addresses {
                 assert!(addresses.insert(assigned.address), "an address twice");
                 assert!(self.disk.blocks.contains_key(&assigned.block));
                 used += 1;
             }
-            let record = &self.disk.workloads[&view.id];
             assert_eq!(record.addresses, view.addresses);
-            assert_eq!(record.generation, view.generation);
         }
         let now = self.now;
         let blocks = self.node.blocks(now);
         assert_eq!(blocks.iter().map(|block| block.used).sum::<u64>(), used);
         let cidrs: BTreeSet<_> = blocks.iter().map(|block| block.cidr).collect();
         assert_eq!(cidrs, self.disk.blocks.keys().copied().collect(), "blocks");
-        assert_eq!(cidrs, self.originated, "blocks and originations");
-        let blackholes: BTreeSet<_> = cidrs.iter().map(|c| ObjectId::Blackhole(*c)).collect();
+        let known: BTreeSet<_> = blocks
+            .iter()
+            .filter(|block| config::Bridge::of_pool(&block.pool).is_none())
+            .map(|block| block.cidr)
+            .collect();
+        assert_eq!(known, self.originated, "blocks and originations");
+        let blackholes: BTreeSet<_> = known.iter().map(|c| ObjectId::Blackhole(*c)).collect();
         assert_eq!(blackholes, of(self.kernel.keys().collect(), Source::Block));
         assert_eq!(blackholes, of(self.desired.keys().collect(), Source::Block));
         assert!(self.originations_synced);

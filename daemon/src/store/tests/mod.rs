@@ -29,13 +29,19 @@ fn workload(name: &str, generation: u64) -> WorkloadRecord {
         id: WorkloadId::new(name).unwrap(),
         generation,
         spec: Arc::new(WorkloadSpec {
-            namespace: NamespaceName::path("/run/netns/a").unwrap(),
-            netns: dataplane::desired::Netns {
-                path: "/run/netns/a".into(),
-                device: 4,
-                inode: 4_026_532_000,
-            },
-            interface: InterfaceName::new("eth0").unwrap(),
+            attachment: crate::node::attachment::Attachment::Routed(
+                crate::node::attachment::Inside {
+                    namespace: crate::node::attachment::Namespace {
+                        name: NamespaceName::path("/run/netns/a").unwrap(),
+                        netns: dataplane::desired::Netns {
+                            path: "/run/netns/a".into(),
+                            device: 4,
+                            inode: 4_026_532_000,
+                        },
+                    },
+                    interface: InterfaceName::new("eth0").unwrap(),
+                },
+            ),
             pool: Some("default".to_owned()),
             addresses: FixedAddresses::new(vec!["10.244.1.7".parse().unwrap()]).unwrap(),
             mtu: Some(Mtu::new(1400).unwrap()),
@@ -376,4 +382,46 @@ fn the_lock_of_a_process_that_is_going_away_is_waited_for() {
     let second = Store::open(directory.path());
     goes_away.join().unwrap();
     assert!(second.is_ok(), "{second:?}");
+}
+
+#[test]
+fn every_way_to_be_attached_is_read_back_as_it_was_written() {
+    use crate::node::attachment::{Attachment, Mac, Tap};
+    let routed = workload("a", 1);
+    let Attachment::Routed(inside) = routed.spec.attachment.clone() else {
+        panic!("{routed:?}");
+    };
+    let by_pid = crate::node::attachment::Namespace {
+        name: NamespaceName::pid(42).unwrap(),
+        ..inside.namespace.clone()
+    };
+    let tap = Tap {
+        name: Some(InterfaceName::new("vm0").unwrap()),
+        owner: Some(0),
+        group: Some(1000),
+        multi_queue: true,
+        mac: Some(Mac::new([2, 0, 0, 0, 0, 1]).unwrap()),
+    };
+    for attachment in [
+        Attachment::Routed(inside.clone()),
+        Attachment::Tap(tap),
+        Attachment::Tap(Tap::default()),
+        Attachment::Bridged {
+            inside,
+            bridge: "apps0".to_owned(),
+        },
+        Attachment::Shared {
+            with: WorkloadId::new("b").unwrap(),
+        },
+        Attachment::Host,
+        Attachment::None(by_pid),
+    ] {
+        let mut record = routed.clone();
+        record.spec = Arc::new(WorkloadSpec {
+            attachment,
+            ..(*routed.spec).clone()
+        });
+        let bytes = super::codec::encode_workload(&record);
+        assert_eq!(super::codec::decode_workload("a", &bytes).unwrap(), record);
+    }
 }
