@@ -64,6 +64,7 @@ fn settle(ipam: &mut Ipam, now: Now) {
         match action {
             Action::Claim(record) => ipam.block_persisted(record.cidr),
             Action::Program(cidr) => ipam.block_active(now, cidr),
+            Action::Local(_) => {}
             Action::Release(cidr) => ipam.block_released(cidr),
         }
     }

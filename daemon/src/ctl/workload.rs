@@ -18,7 +18,7 @@ use super::{
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Give a workload its addresses and connect it
-    Add(Add),
+    Add(Box<Add>),
     /// Disconnect a workload and free its addresses
     Delete {
         id: String,
@@ -137,7 +137,7 @@ fn parse_label(text: &str) -> Result<(String, String), String> {
 
 pub async fn run(command: Command, client: &Client, out: &mut Output) -> Result<(), Error> {
     match command {
-        Command::Add(arguments) => add(arguments, client, out).await,
+        Command::Add(arguments) => add(*arguments, client, out).await,
         Command::Delete { id, generation } => delete(id, generation, client, out).await,
         Command::List => list(client, out).await,
         Command::Show { id } => show(id, client, out).await,
