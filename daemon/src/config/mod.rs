@@ -115,6 +115,7 @@ impl Pool {
             cidr,
             block_size,
             disabled: false,
+            nat_outgoing: false,
             reserved,
             claim: vec![cidr],
         }

@@ -59,15 +59,15 @@ pub(super) fn identity(config: &Config) -> Result<Identity, StartError> {
 
 /// What the filter table is made of.
 pub(super) fn filter(config: &Config) -> FilterSettings {
+    let masqueraded = config.pools.iter().filter(|pool| pool.nat_outgoing);
+    let bridges = config.bridges.iter().filter(|bridge| bridge.nat_outgoing);
     FilterSettings {
         inside: config.pools.iter().map(|pool| pool.cidr).collect(),
-        masquerade: config
-            .pools
-            .iter()
-            .filter(|pool| pool.nat_outgoing)
-            .map(|pool| pool.cidr)
+        masquerade: masqueraded.map(|pool| pool.cidr).collect(),
+        bridged: bridges
+            .flat_map(|bridge| &bridge.subnets)
+            .map(|subnet| subnet.cidr)
             .collect(),
-        bridged: Vec::new(),
     }
 }
 
