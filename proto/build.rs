@@ -5,9 +5,10 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "agent/v1/ipam.proto",
     "agent/v1/node.proto",
+    "agent/v1/peer.proto",
     "agent/v1/routing.proto",
     "agent/v1/workload.proto",
 ];

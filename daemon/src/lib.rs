@@ -5,6 +5,7 @@ pub mod config;
 pub mod ctl;
 pub mod ipam;
 pub mod node;
+pub mod peers;
 pub mod runtime;
 pub mod store;
 pub mod telemetry;

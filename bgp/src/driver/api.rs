@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     attributes::Via,
     policy::Policy,
-    rib::{NextHopState, NotAdvertised, RouteChange},
+    rib::{LocalRoute, NextHopState, NotAdvertised, RouteChange},
     speaker::{
         AdminError, Applied, SoftReset,
         config::{ConfigError, PeerConfig, RangeConfig},
@@ -75,6 +75,7 @@ pub struct Handle {
 #[derive(Debug)]
 pub(super) enum Command {
     Originate(Vec<IpNet>),
+    OriginateRoutes(Vec<(IpNet, LocalRoute)>),
     Withdraw(Vec<IpNet>),
     OriginationsSynced,
     SetNextHops(Vec<(Via, NextHopState)>),
@@ -131,6 +132,14 @@ impl Handle {
     pub async fn originate(&self, prefixes: Vec<IpNet>) {
         for some in prefixes.chunks(PREFIXES_PER_COMMAND) {
             self.send(Command::Originate(some.to_vec())).await;
+        }
+    }
+
+    /// As [`originate`](Self::originate), with attributes; changes those of prefixes that are
+    /// originated already.
+    pub async fn originate_routes(&self, routes: Vec<(IpNet, LocalRoute)>) {
+        for some in routes.chunks(PREFIXES_PER_COMMAND) {
+            self.send(Command::OriginateRoutes(some.to_vec())).await;
         }
     }
 

@@ -327,6 +327,11 @@ impl SpeakerTask {
                     self.speaker.originate(now, prefix, LocalRoute::default());
                 }
             }
+            Command::OriginateRoutes(routes) => {
+                for (prefix, route) in routes {
+                    self.speaker.originate(now, prefix, route);
+                }
+            }
             Command::Withdraw(prefixes) => {
                 for prefix in prefixes {
                     self.speaker.withdraw(prefix);

@@ -362,6 +362,7 @@ impl Session {
     pub(crate) fn reason(&self) -> String {
         match (&self.state, &self.cause) {
             (State::Established(_), _) => String::new(),
+            (State::Idle(Idle::Stopped), _) => "administratively shut down".into(),
             (_, Cause::Start) if self.settings.passive => "waiting for the peer to connect".into(),
             (_, Cause::Start) => "connecting".into(),
             (_, Cause::Shutdown) => "administratively shut down".into(),

@@ -38,6 +38,7 @@ pub use encode::{
 };
 pub use frame::frame;
 pub use nlri::WirePrefix;
+pub use notify::attribute_name;
 pub use open::{encode_open, negotiate};
 pub use typed::format_extended_community;
 

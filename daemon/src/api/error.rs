@@ -124,6 +124,12 @@ fn mapped(error: &Error) -> Mapped {
         Error::PeerNotFound { name, .. } => {
             with(Code::NotFound, "PEER_NOT_FOUND", "peer", name.clone())
         }
+        Error::PeerExists { name, .. } => {
+            with(Code::AlreadyExists, "PEER_EXISTS", "peer", name.clone())
+        }
+        Error::NoSpeaker => plain(Code::FailedPrecondition, "NO_BGP"),
+        Error::Precondition { reason, .. } => plain(Code::FailedPrecondition, reason),
+        Error::Configuration { .. } => plain(Code::InvalidArgument, "CONFIGURATION_INVALID"),
         Error::InterfaceInUse { interface, .. } => with(
             Code::FailedPrecondition,
             "INTERFACE_IN_USE",

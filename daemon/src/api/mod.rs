@@ -13,7 +13,9 @@ pub mod namespace;
 pub mod network;
 mod node;
 pub mod parse;
+mod peers;
 pub mod render;
+mod render_peers;
 pub mod render_routing;
 mod routing;
 pub mod socket;
@@ -41,7 +43,7 @@ use tonic_health::{
 };
 
 use self::network::Network;
-use crate::{node::handle::NodeHandle, telemetry::metrics::Metrics};
+use crate::{node::handle::NodeHandle, peers::PeersHandle, telemetry::metrics::Metrics};
 
 /// Largest request taken, in bytes. An add with 64 labels of full length has about 20 KiB.
 const MAX_REQUEST: usize = 256 * 1024;
@@ -70,6 +72,7 @@ pub struct Identity {
 pub struct Context {
     pub node: NodeHandle,
     pub network: Arc<dyn Network>,
+    pub peers: PeersHandle,
     pub identity: Arc<Identity>,
     pub metrics: Arc<Metrics>,
 }

@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use bgp::speaker::status::{PeerStatus, RoutePage, RouteQuery};
+use bgp::speaker::status::{PeerStatus, RangeStatus, RoutePage, RouteQuery};
 use dataplane::{
     reconcile::{KernelRoute, Lookup, NextHopView, Status},
     runtime::FilterStatus,
@@ -17,6 +17,10 @@ use crate::node::Error;
 pub trait Network: Send + Sync + 'static {
     /// In the order of configuration.
     async fn peers(&self) -> Vec<PeerStatus>;
+    /// Where other peers may come from.
+    async fn ranges(&self) -> Vec<RangeStatus> {
+        Vec::new()
+    }
     async fn routes(&self, query: RouteQuery) -> RoutePage;
     /// Why an Established peer does not get this prefix, for a person; `None`: it does.
     async fn why_not_advertised(&self, peer: &str, prefix: IpNet) -> Option<String>;
@@ -52,6 +56,13 @@ impl Network for Live {
     async fn peers(&self) -> Vec<PeerStatus> {
         match &self.bgp {
             Some(bgp) => bgp.peers().await,
+            None => Vec::new(),
+        }
+    }
+
+    async fn ranges(&self) -> Vec<RangeStatus> {
+        match &self.bgp {
+            Some(bgp) => bgp.ranges().await,
             None => Vec::new(),
         }
     }

@@ -5,6 +5,7 @@ use bgp::{driver::wall_clock, speaker::status::PeerState};
 use tonic::{Request, Response, Status};
 
 use super::{Context, render};
+use crate::{node::Error, peers::Effect};
 
 #[derive(Clone, Debug)]
 pub(super) struct Node(pub(super) Context);
@@ -53,5 +54,39 @@ impl NodeService for Node {
                     .map(|at| render::timestamp(wall_clock(at))),
             }),
         }))
+    }
+
+    async fn reload(
+        &self,
+        _request: Request<v1::ReloadRequest>,
+    ) -> Result<Response<v1::ReloadResponse>, Status> {
+        let report = self.0.peers.reload().await?;
+        crate::peers::log_reload(&report);
+        let report = report.map_err(|errors| Error::Configuration {
+            text: errors.to_string(),
+        })?;
+        Ok(Response::new(v1::ReloadResponse {
+            changes: report
+                .changes
+                .into_iter()
+                .map(|change| v1::ReloadChange {
+                    subject: change.subject,
+                    effect: effect(change.effect).into(),
+                    text: change.text,
+                })
+                .collect(),
+            needs_restart: report.needs_restart,
+        }))
+    }
+}
+
+fn effect(effect: Effect) -> v1::reload_change::Effect {
+    match effect {
+        Effect::Live => v1::reload_change::Effect::Live,
+        Effect::NextSession => v1::reload_change::Effect::NextSession,
+        Effect::Reset => v1::reload_change::Effect::Reset,
+        Effect::Added => v1::reload_change::Effect::Added,
+        Effect::Removed => v1::reload_change::Effect::Removed,
+        Effect::Failed => v1::reload_change::Effect::Failed,
     }
 }

@@ -1,171 +1,14 @@
-//! BGP and kernel values into messages.
-
-use std::time::Duration;
+//! Routes into messages.
 
 use agentd_proto::v1;
 use bgp::{
     driver::wall_clock,
-    message::Capability,
-    speaker::status::{LastNotification, PeerState, PeerStatus, Route, RouteTable},
-    types::Family,
+    rib::{Reason, Step},
+    speaker::status::{Route, RouteTable},
 };
 use dataplane::{kernel::Target, reconcile::KernelRoute};
 
 use super::render::timestamp;
-
-pub fn peer_state(state: PeerState) -> v1::PeerState {
-    match state {
-        PeerState::Idle => v1::PeerState::Idle,
-        PeerState::Connect => v1::PeerState::Connect,
-        PeerState::Active => v1::PeerState::Active,
-        PeerState::OpenSent => v1::PeerState::OpenSent,
-        PeerState::OpenConfirm => v1::PeerState::OpenConfirm,
-        PeerState::Established => v1::PeerState::Established,
-    }
-}
-
-pub fn peer(status: &PeerStatus) -> v1::Peer {
-    let text = |value: Option<String>| value.unwrap_or_default();
-    v1::Peer {
-        name: status.name.clone(),
-        address: status.address.to_string(),
-        port: status.port.into(),
-        asn: status.asn.map_or(0, |asn| asn.0),
-        local_asn: status.local_asn.0,
-        state: peer_state(status.state).into(),
-        since: Some(timestamp(wall_clock(status.since))),
-        reason: status.reason.clone(),
-        passive: status.passive,
-        route_reflector_client: status.route_reflector_client,
-        remote_router_id: text(status.remote_router_id.map(|id| id.to_string())),
-        local_address: text(status.local_address.map(|address| address.to_string())),
-        hold_time: status.hold_time.map(duration),
-        keepalive_interval: status.keepalive_interval.map(duration),
-        capabilities_sent: status.capabilities_sent.iter().map(capability).collect(),
-        capabilities_received: status
-            .capabilities_received
-            .iter()
-            .map(capability)
-            .collect(),
-        families: status
-            .families
-            .iter()
-            .map(|family| v1::PeerFamily {
-                family: family.family.to_string(),
-                negotiated: family.negotiated,
-                received: family.received,
-                accepted: family.accepted,
-                advertised: family.advertised,
-                end_of_rib_received: family.end_of_rib_received,
-                end_of_rib_sent: family.end_of_rib_sent,
-            })
-            .collect(),
-        counters: Some(v1::PeerCounters {
-            messages_received: status.counters.messages_received,
-            messages_sent: status.counters.messages_sent,
-            updates_received: status.counters.updates_received,
-            updates_sent: status.counters.updates_sent,
-            treat_as_withdraw: status.counters.treat_as_withdraw,
-            attributes_discarded: status.counters.attributes_discarded,
-            established_count: status.counters.established_count,
-            dropped_count: status.counters.dropped_count,
-            bytes_received: status.counters.bytes_received,
-            bytes_sent: status.counters.bytes_sent,
-        }),
-        last_notification_sent: status.last_notification_sent.as_ref().map(notification),
-        last_notification_received: status.last_notification_received.as_ref().map(notification),
-        next_connect_at: status.next_connect_at.map(|at| timestamp(wall_clock(at))),
-    }
-}
-
-fn duration(value: Duration) -> prost_types::Duration {
-    prost_types::Duration {
-        seconds: i64::try_from(value.as_secs()).unwrap_or(i64::MAX),
-        nanos: i32::try_from(value.subsec_nanos()).unwrap_or(0),
-    }
-}
-
-fn notification(last: &LastNotification) -> v1::LastNotification {
-    v1::LastNotification {
-        code: last.notification.code.into(),
-        subcode: last.notification.subcode.into(),
-        text: last.notification.to_string(),
-        data: last.notification.data.clone(),
-        at: Some(timestamp(wall_clock(last.at))),
-    }
-}
-
-/// As a network engineer would write it.
-fn capability(capability: &Capability) -> String {
-    let family = |afi: u16, safi: u8| match Family::from_afi_safi(afi, safi) {
-        Some(family) => family.to_string(),
-        None => format!("afi {afi} safi {safi}"),
-    };
-    let join = |parts: Vec<String>| parts.join(" ");
-    match capability {
-        Capability::MultiProtocol { afi, safi } => format!("multiprotocol {}", family(*afi, *safi)),
-        Capability::RouteRefresh => "route-refresh".to_owned(),
-        Capability::ExtendedNextHop(list) => format!(
-            "extended-next-hop {}",
-            join(
-                list.iter()
-                    .map(|(afi, safi, hop)| format!(
-                        "{} via afi {hop}",
-                        family(*afi, u8::try_from(*safi).unwrap_or(0))
-                    ))
-                    .collect()
-            )
-        ),
-        Capability::ExtendedMessage => "extended-message".to_owned(),
-        Capability::Role(role) => format!("role {role}"),
-        Capability::GracefulRestart {
-            restarting,
-            notification,
-            restart_time,
-            families,
-        } => {
-            let mut parts = vec![format!("graceful-restart {restart_time}s")];
-            if *restarting {
-                parts.push("restarting".to_owned());
-            }
-            if *notification {
-                parts.push("notification".to_owned());
-            }
-            parts.extend(families.iter().map(|(afi, safi, forwarding)| {
-                let preserved = if *forwarding { " (forwarding)" } else { "" };
-                format!("{}{preserved}", family(*afi, *safi))
-            }));
-            join(parts)
-        }
-        Capability::FourOctetAs(asn) => format!("four-octet-as {asn}"),
-        Capability::AddPath(list) => format!(
-            "add-path {}",
-            join(
-                list.iter()
-                    .map(|(afi, safi, mode)| {
-                        let mode = match mode {
-                            1 => "receive",
-                            2 => "send",
-                            _ => "both",
-                        };
-                        format!("{} {mode}", family(*afi, *safi))
-                    })
-                    .collect()
-            )
-        ),
-        Capability::EnhancedRouteRefresh => "enhanced-route-refresh".to_owned(),
-        Capability::LongLivedGracefulRestart(list) => format!(
-            "long-lived-graceful-restart {}",
-            join(
-                list.iter()
-                    .map(|(afi, safi, _, seconds)| format!("{} {seconds}s", family(*afi, *safi)))
-                    .collect()
-            )
-        ),
-        Capability::Fqdn { host, domain } => format!("fqdn {host}.{domain}"),
-        Capability::Unknown { code, value } => format!("capability {code} ({} bytes)", value.len()),
-    }
-}
 
 /// RFC 1997 form, with the names of the IANA registry.
 fn community(value: u32) -> String {
@@ -228,6 +71,15 @@ pub fn route(table: RouteTable, route: &Route) -> v1::Route {
             .collect(),
         best: route.best,
         reason: route.reason.to_string(),
+        policy_rule: match &route.reason {
+            Reason::Rejected(rule) | Reason::Exported(rule) => rule.clone(),
+            _ => String::new(),
+        },
+        decision_step: match &route.reason {
+            Reason::Best(Some(step)) | Reason::Lost(step) => step_name(*step).to_owned(),
+            _ => String::new(),
+        },
+        stale: route.stale,
         received_at: Some(timestamp(wall_clock(route.received_at))),
         kind: String::new(),
         interfaces: Vec::new(),
@@ -239,6 +91,24 @@ pub fn route(table: RouteTable, route: &Route) -> v1::Route {
             .link_local
             .map(|address| address.to_string())
             .unwrap_or_default(),
+    }
+}
+
+/// The step in one word.
+fn step_name(step: Step) -> &'static str {
+    match step {
+        Step::Local => "local",
+        Step::LongLivedStale => "long-lived-stale",
+        Step::LocalPref => "local-pref",
+        Step::AsPathLength => "as-path-length",
+        Step::Origin => "origin",
+        Step::Med => "med",
+        Step::External => "external",
+        Step::IgpMetric => "igp-metric",
+        Step::RouterId => "router-id",
+        Step::ClusterListLength => "cluster-list-length",
+        Step::PeerAddress => "peer-address",
+        Step::PathId => "path-id",
     }
 }
 

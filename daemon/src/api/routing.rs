@@ -8,7 +8,7 @@ use futures::{Stream, stream};
 use ipnet::IpNet;
 use tonic::{Request, Response, Status};
 
-use super::{Context, explain, parse, render_routing as render};
+use super::{Context, explain, parse, peers, render_routing as render};
 use crate::node::Error;
 
 /// Routes of one response message.
@@ -22,20 +22,13 @@ type RouteStream =
 
 impl Routing {
     async fn peer(&self, name: &str) -> Result<PeerStatus, Error> {
-        if name.is_empty() {
-            return Err(Error::invalid("name", "is required: the name of a peer"));
-        }
         let mut peers = self.0.network.peers().await;
         match peers.iter().position(|peer| peer.name == name) {
             Some(index) => Ok(peers.swap_remove(index)),
-            None => Err(Error::PeerNotFound {
-                name: name.to_owned(),
-                configured: peers
-                    .iter()
-                    .map(|peer| peer.name.as_str())
-                    .collect::<Vec<_>>()
-                    .join(", "),
-            }),
+            None => Err(Error::peer_not_found(
+                name,
+                peers.iter().map(|peer| peer.name.as_str()),
+            )),
         }
     }
 
@@ -142,20 +135,64 @@ impl RoutingService for Routing {
         &self,
         _request: Request<v1::ListPeersRequest>,
     ) -> Result<Response<v1::ListPeersResponse>, Status> {
-        let peers = self.0.network.peers().await;
-        Ok(Response::new(v1::ListPeersResponse {
-            peers: peers.iter().map(render::peer).collect(),
-        }))
+        Ok(Response::new(peers::list(&self.0).await))
     }
 
     async fn get_peer(
         &self,
         request: Request<v1::GetPeerRequest>,
     ) -> Result<Response<v1::GetPeerResponse>, Status> {
-        let peer = self.peer(&request.into_inner().name).await?;
-        Ok(Response::new(v1::GetPeerResponse {
-            peer: Some(render::peer(&peer)),
-        }))
+        let found = peers::get(&self.0, &request.into_inner().name).await?;
+        Ok(Response::new(found))
+    }
+
+    type WatchPeersStream = peers::PeerStream;
+
+    async fn watch_peers(
+        &self,
+        _request: Request<v1::WatchPeersRequest>,
+    ) -> Result<Response<peers::PeerStream>, Status> {
+        Ok(Response::new(peers::watch(&self.0).await))
+    }
+
+    async fn add_peer(
+        &self,
+        request: Request<v1::AddPeerRequest>,
+    ) -> Result<Response<v1::AddPeerResponse>, Status> {
+        let added = peers::add(&self.0, request.into_inner()).await?;
+        Ok(Response::new(added))
+    }
+
+    async fn remove_peer(
+        &self,
+        request: Request<v1::RemovePeerRequest>,
+    ) -> Result<Response<v1::RemovePeerResponse>, Status> {
+        let removed = peers::remove(&self.0, request.into_inner()).await?;
+        Ok(Response::new(removed))
+    }
+
+    async fn reset_peer(
+        &self,
+        request: Request<v1::ResetPeerRequest>,
+    ) -> Result<Response<v1::ResetPeerResponse>, Status> {
+        let reset = peers::reset(&self.0, request.into_inner()).await?;
+        Ok(Response::new(reset))
+    }
+
+    async fn shutdown_peer(
+        &self,
+        request: Request<v1::ShutdownPeerRequest>,
+    ) -> Result<Response<v1::ShutdownPeerResponse>, Status> {
+        let done = peers::shutdown(&self.0, request.into_inner()).await?;
+        Ok(Response::new(done))
+    }
+
+    async fn enable_peer(
+        &self,
+        request: Request<v1::EnablePeerRequest>,
+    ) -> Result<Response<v1::EnablePeerResponse>, Status> {
+        let done = peers::enable(&self.0, request.into_inner()).await?;
+        Ok(Response::new(done))
     }
 
     type ListRoutesStream = RouteStream;

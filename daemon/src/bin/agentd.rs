@@ -35,8 +35,10 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let config = match Config::load(&arguments.config) {
-        Ok(config) => config,
+    let read = Config::read(&arguments.config)
+        .and_then(|text| Ok((Config::parse(&text, &arguments.config)?, text)));
+    let (config, text) = match read {
+        Ok(read) => read,
         Err(errors) => {
             eprintln!("{errors}");
             return ExitCode::from(2);
@@ -66,7 +68,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let result = runtime.block_on(runtime::run(config));
+    let result = runtime.block_on(runtime::run(config, text));
     // What still runs is calls of clients that went away without closing.
     runtime.shutdown_background();
     match result {

@@ -1,6 +1,9 @@
 //! What is wrong with a configuration file, for the person who wrote it.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 /// One finding: `FILE:LINE: KEY: REASON`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,9 +38,15 @@ pub struct ConfigErrors {
 }
 
 impl ConfigErrors {
-    pub(super) fn single(error: ConfigError) -> Self {
+    /// One that belongs to no line.
+    pub fn of_file(file: &Path, reason: String) -> Self {
         ConfigErrors {
-            errors: vec![error],
+            errors: vec![ConfigError {
+                file: file.to_owned(),
+                line: None,
+                key: String::new(),
+                reason,
+            }],
         }
     }
 

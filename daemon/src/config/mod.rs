@@ -306,15 +306,13 @@ pub enum LogFormat {
 impl Config {
     /// Reads and checks the file.
     pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
-        match std::fs::read_to_string(path) {
-            Ok(text) => Config::parse(&text, path),
-            Err(error) => Err(ConfigErrors::single(ConfigError {
-                file: path.to_owned(),
-                line: None,
-                key: String::new(),
-                reason: format!("cannot be read: {error}"),
-            })),
-        }
+        Config::parse(&Config::read(path)?, path)
+    }
+
+    /// The content of the file.
+    pub fn read(path: &Path) -> Result<String, ConfigErrors> {
+        std::fs::read_to_string(path)
+            .map_err(|error| ConfigErrors::of_file(path, format!("cannot be read: {error}")))
     }
 
     /// Checks `text` as the content of `file`. Relative paths of password files start at the

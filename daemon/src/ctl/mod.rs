@@ -11,6 +11,7 @@ mod client;
 mod explain;
 mod output;
 mod peer;
+mod peer_show;
 mod route;
 mod status;
 mod time;
@@ -75,12 +76,14 @@ enum Command {
     /// Look at the address pools
     #[command(subcommand)]
     Pool(block::PoolCommand),
-    /// Look at BGP peers
+    /// Look at BGP peers, add and remove them, shut them down and reset them
     #[command(subcommand)]
     Peer(peer::Command),
     /// Look at routes: best, received, sent, or in the kernel
     #[command(subcommand)]
     Route(route::Command),
+    /// Read the configuration again and apply what can change without a restart
+    Reload,
     /// Tell how packets to an address go from here, and if they do not, why
     Explain(explain::Arguments),
 }
@@ -112,6 +115,7 @@ async fn execute(cli: Cli) -> Result<ExitCode, Error> {
         Command::Block(command) => block::run_block(command, &client, &mut out).await?,
         Command::Pool(command) => block::run_pool(command, &client, &mut out).await?,
         Command::Peer(command) => peer::run(command, &client, &mut out).await?,
+        Command::Reload => peer::reload(&client, &mut out).await?,
         Command::Route(command) => route::run(command, &client, &mut out).await?,
         Command::Explain(arguments) => {
             return explain::run(arguments, &client, &mut out).await;

@@ -55,8 +55,19 @@ pub enum Error {
     HasSharers { id: WorkloadId, by: Vec<WorkloadId> },
     #[error("there is no workload {0}")]
     WorkloadNotFound(WorkloadId),
-    #[error("there is no BGP peer {name:?}; configured are: {configured}")]
-    PeerNotFound { name: String, configured: String },
+    /// The text says which there are.
+    #[error("there is no BGP peer {name:?}; {text}")]
+    PeerNotFound { name: String, text: String },
+    #[error("peer {name:?} exists: {text}")]
+    PeerExists { name: String, text: String },
+    #[error("this node speaks no BGP: its configuration has no [bgp]")]
+    NoSpeaker,
+    /// Something else must be done first; the text says what.
+    #[error("{text}")]
+    Precondition { reason: &'static str, text: String },
+    /// Every error of the configuration file, one line each.
+    #[error("the configuration file is not right, and nothing has changed:\n{text}")]
+    Configuration { text: String },
     #[error("interface {interface} is in use inside the namespace: {text}")]
     InterfaceInUse { interface: String, text: String },
     /// A foreign object stands where ours should; it is never touched.
@@ -95,6 +106,26 @@ impl Error {
         Error::Invalid {
             field: field.into(),
             text: text.into(),
+        }
+    }
+
+    /// With the name that was probably meant, and those that there are.
+    pub fn peer_not_found<'n>(name: &str, known: impl Iterator<Item = &'n str> + Clone) -> Self {
+        const SHOWN: usize = 20;
+        let text = match crate::peers::nearest(name, known.clone()) {
+            Some(nearest) => format!("did you mean {nearest:?}?"),
+            None => {
+                let some: Vec<&str> = known.clone().take(SHOWN).collect();
+                match (some.is_empty(), known.count().saturating_sub(SHOWN)) {
+                    (true, _) => "there are none".to_owned(),
+                    (false, 0) => format!("there are: {}", some.join(", ")),
+                    (false, more) => format!("there are: {} and {more} more", some.join(", ")),
+                }
+            }
+        };
+        Error::PeerNotFound {
+            name: name.to_owned(),
+            text,
         }
     }
 }

@@ -10,20 +10,18 @@
 mod carry;
 mod outbox;
 mod scrape;
-mod setup;
+pub(crate) mod setup;
 mod task;
 
 use std::{
     io,
     net::IpAddr,
-    path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
     time::{Duration, UNIX_EPOCH},
 };
 
 use bgp::{
     driver::SpawnError,
-    policy::Policy,
     speaker::config::{ConfigError, Restarting},
     types::Family,
 };
@@ -44,6 +42,7 @@ use crate::{
     config::Config,
     ipam::Now,
     node::{Node, handle::NodeHandle},
+    peers::{Manager, PeersHandle, SavedError, log_reload},
     store::{Recovered, Store, StoreError},
     telemetry::{
         metrics::Metrics,
@@ -62,6 +61,8 @@ const API_GRACE: Duration = Duration::from_secs(2);
 pub enum StartError {
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Saved(#[from] SavedError),
     #[error(transparent)]
     Socket(#[from] socket::SocketError),
     #[error(transparent)]
@@ -95,7 +96,7 @@ impl StartError {
             | StartError::Socket(socket::SocketError::InUse { .. }) => 3,
             StartError::Socket(_) | StartError::Speaker(_) | StartError::Metrics(_) => 4,
             StartError::Kernel(OpenError::Capability { .. }) => 5,
-            StartError::Store(_) => 6,
+            StartError::Store(_) | StartError::Saved(_) => 6,
             StartError::Kernel(_)
             | StartError::NoDump
             | StartError::Signals(_)
@@ -105,9 +106,11 @@ impl StartError {
 }
 
 /// Runs the agent until SIGTERM or SIGINT.
-pub async fn run(mut config: Config) -> Result<(), StartError> {
+/// `text`: what the configuration file holds.
+pub async fn run(mut config: Config, text: String) -> Result<(), StartError> {
     let mut signals = Signals::new().map_err(StartError::Signals)?;
     let (store, completions, recovered) = Store::open(&config.node.state_dir)?;
+    let manager = Manager::recover(&mut config, text)?;
     let api_socket = socket::bind(&config.api.socket)?;
     let metrics_listener = match config.telemetry.metrics_listen {
         Some(address) => Some(serve::bind(address).await?),
@@ -148,6 +151,7 @@ pub async fn run(mut config: Config) -> Result<(), StartError> {
         (Some(bgp), Some(router_id)) => {
             let restarting = restarting(&dataplane, &recovered).await;
             let mut config = setup::speaker(bgp, &pools, router_id, restarting)?;
+            manager.mark_shutdowns(&mut config);
             // So that one session carries the blocks of both families.
             config.next_hop_self = [
                 identity.address.map(IpAddr::V4),
@@ -190,9 +194,12 @@ pub async fn run(mut config: Config) -> Result<(), StartError> {
         bgp: speaker.clone(),
         dataplane: dataplane.clone(),
     });
+    let (peers, ends) = PeersHandle::new();
+    tokio::spawn(manager.run(speaker.clone(), ends));
     let context = api::Context {
         node: handle,
         network: network.clone(),
+        peers: peers.clone(),
         identity: identity.clone(),
         metrics: metrics.clone(),
     };
@@ -234,6 +241,7 @@ pub async fn run(mut config: Config) -> Result<(), StartError> {
         health.clone(),
         ready.clone(),
         metrics,
+        peers.clone(),
     );
     let inputs = Inputs {
         requests,
@@ -253,7 +261,7 @@ pub async fn run(mut config: Config) -> Result<(), StartError> {
                     notify::stopping("stopping");
                     break stop_task(&stop, &health, task).await;
                 }
-                Signal::Reload => reload(&mut config, speaker.as_ref()).await,
+                Signal::Reload => reload(&peers).await,
             },
         }
     };
@@ -350,70 +358,12 @@ async fn restarting(
     })
 }
 
-/// Gives peers the policies of the new configuration, where they differ from those of the running
-/// one, and notes them there. What else changed at a peer needs a restart.
-async fn reload_policies(running: &mut Config, new: &Config, speaker: &bgp::driver::Handle) {
-    let (Some(bgp), Some(new_bgp)) = (&mut running.bgp, &new.bgp) else {
-        return;
-    };
-    let pools: Vec<IpNet> = running.pools.iter().map(|pool| pool.cidr).collect();
-    let import_pools = Arc::new(Policy::import_pools(&pools));
-    for peer in &mut bgp.peers {
-        let wanted = new_bgp.peers.iter().find(|new| new.name == peer.name);
-        let Some(wanted) = wanted else { continue };
-        if (&peer.import, &peer.export) == (&wanted.import, &wanted.export) {
-            continue;
-        }
-        peer.import.clone_from(&wanted.import);
-        peer.export.clone_from(&wanted.export);
-        let (import, export) = setup::policies(peer, &import_pools);
-        tracing::info!(peer = peer.name, %import, %export, "reload: new policies");
-        if let Err(error) = speaker.set_policies(&peer.name, import, export).await {
-            tracing::error!(peer = peer.name, %error, "reload: the policies stay as they were");
-        }
-    }
-    running.policies.clone_from(&new.policies);
-}
-
-/// Reads the configuration again, applies the policies, and says what else of it needs a restart.
-async fn reload(running: &mut Config, speaker: Option<&bgp::driver::Handle>) {
+/// Reads the configuration again, applies what can change, and says the rest in the log.
+async fn reload(peers: &PeersHandle) {
     notify::reloading();
-    let path: PathBuf = running.file.clone();
-    match Config::load(&path) {
-        Ok(config) if config == *running => tracing::info!("reload: nothing has changed"),
-        Ok(config) => {
-            if let Some(speaker) = speaker {
-                reload_policies(running, &config, speaker).await;
-            }
-            let changed: Vec<&str> = [
-                ("node", config.node != running.node),
-                ("api", config.api != running.api),
-                ("pool", config.pools != running.pools),
-                ("bridge", config.bridges != running.bridges),
-                ("ipam", config.ipam != running.ipam),
-                ("bgp", config.bgp != running.bgp),
-                ("policy", config.policies != running.policies),
-                ("telemetry", config.telemetry != running.telemetry),
-                ("log", config.log != running.log),
-            ]
-            .into_iter()
-            .filter_map(|(section, changed)| changed.then_some(section))
-            .collect();
-            if changed.is_empty() {
-                tracing::info!("reload: everything is applied");
-            } else {
-                tracing::warn!(
-                    sections = changed.join(", "),
-                    "reload: changes in these sections need a restart of agentd"
-                );
-            }
-        }
-        Err(errors) => {
-            for error in errors.iter() {
-                tracing::error!("reload: {error}");
-            }
-            tracing::error!("reload: the running configuration stays in force");
-        }
+    match peers.reload().await {
+        Ok(result) => log_reload(&result),
+        Err(error) => tracing::error!("reload: {error}"),
     }
     notify::ready("running");
 }

@@ -1,13 +1,16 @@
 //! Gauges that are read when somebody scrapes the metrics.
 
-use bgp::{speaker::status::PeerState, types::Family};
+use bgp::{
+    speaker::status::{PeerState, PeerStatus, RangeStatus},
+    types::Family,
+};
 
 use crate::{
     api,
     telemetry::{
         metrics::{
-            Metrics, PeerDirection, PeerLabel, PeerPrefixes, PoolLabel, ReasonLabel, ResultLabel,
-            StateLabel,
+            Metrics, PeerDirection, PeerFaults, PeerLabel, PeerMessages, PeerPrefixes, PoolLabel,
+            RangeLabel, RangePeers, ReasonLabel, ResultLabel, StateLabel,
         },
         serve,
     },
@@ -54,7 +57,11 @@ impl serve::Refresh for Scrape {
                 .get_or_create(&label)
                 .set(gauge(pool.addresses_used));
         }
-        for peer in network.peers().await {
+        let (peers, ranges) = (network.peers().await, network.ranges().await);
+        metrics.forget_peers();
+        ranges.iter().for_each(|range| range_series(metrics, range));
+        for peer in peers {
+            message_series(metrics, &peer);
             let label = PeerLabel {
                 peer: peer.name.clone(),
             };
@@ -140,5 +147,72 @@ impl serve::Refresh for Scrape {
                     .set(gauge(packets));
             }
         }
+    }
+}
+
+fn message_series(metrics: &Metrics, peer: &PeerStatus) {
+    let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    let counters = &peer.counters;
+    for (kind, received, sent) in [
+        ("open", counters.opens_received, counters.opens_sent),
+        ("update", counters.updates_received, counters.updates_sent),
+        (
+            "keepalive",
+            counters.keepalives_received,
+            counters.keepalives_sent,
+        ),
+        (
+            "notification",
+            counters.notifications_received,
+            counters.notifications_sent,
+        ),
+        (
+            "route_refresh",
+            counters.refreshes_received,
+            counters.refreshes_sent,
+        ),
+    ] {
+        for (direction, count) in [("received", received), ("sent", sent)] {
+            let label = PeerMessages {
+                peer: peer.name.clone(),
+                direction,
+                r#type: kind,
+            };
+            metrics
+                .peer_messages_by_type
+                .get_or_create(&label)
+                .set(gauge(count));
+        }
+    }
+    for (disposition, count) in [
+        ("treat_as_withdraw", counters.treat_as_withdraw),
+        ("attribute_discard", counters.attributes_discarded),
+        ("ignored", counters.faults_ignored),
+    ] {
+        let label = PeerFaults {
+            peer: peer.name.clone(),
+            disposition,
+        };
+        metrics.peer_faults.get_or_create(&label).set(gauge(count));
+    }
+}
+
+fn range_series(metrics: &Metrics, range: &RangeStatus) {
+    let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+    let label = RangeLabel {
+        range: range.name.clone(),
+    };
+    metrics
+        .range_limit
+        .get_or_create(&label)
+        .set(count(range.limit));
+    let refused = i64::try_from(range.refused).unwrap_or(i64::MAX);
+    metrics.range_refused.get_or_create(&label).set(refused);
+    for (state, peers) in [("known", range.peers), ("established", range.established)] {
+        let label = RangePeers {
+            range: range.name.clone(),
+            state,
+        };
+        metrics.range_peers.get_or_create(&label).set(count(peers));
     }
 }

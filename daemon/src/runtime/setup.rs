@@ -87,7 +87,7 @@ fn source_address(peer: IpAddr) -> Option<IpAddr> {
 
 /// The speaker's configuration. `restarting`: there was an earlier run whose routes peers may
 /// still use.
-pub(super) fn speaker(
+pub(crate) fn speaker(
     bgp: &Bgp,
     pools: &[IpNet],
     router_id: Ipv4Addr,
@@ -114,10 +114,7 @@ pub(super) fn speaker(
 }
 
 /// What is taken from a peer, and what it is sent.
-pub(super) fn policies(
-    configured: &Peer,
-    import_pools: &Arc<Policy>,
-) -> (Arc<Policy>, Arc<Policy>) {
+fn policies(configured: &Peer, import_pools: &Arc<Policy>) -> (Arc<Policy>, Arc<Policy>) {
     let import = match &configured.import {
         ImportPolicy::Pools => import_pools.clone(),
         ImportPolicy::All => Arc::new(Policy::all()),
@@ -134,7 +131,7 @@ pub(super) fn policies(
 }
 
 /// Peers that come from a prefix.
-pub(super) fn range(
+pub(crate) fn range(
     configured: &PeerRange,
     import_pools: &Arc<Policy>,
 ) -> Result<RangeConfig, ConfigError> {
@@ -148,7 +145,7 @@ pub(super) fn range(
     Ok(range)
 }
 
-pub(super) fn peer(
+pub(crate) fn peer(
     configured: &Peer,
     import_pools: &Arc<Policy>,
 ) -> Result<PeerConfig, ConfigError> {

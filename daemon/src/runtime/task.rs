@@ -34,6 +34,7 @@ use crate::{
         Caller, Error, Node, Output, Reply, Token,
         handle::{Added, IN_FLIGHT, Request, Watcher},
     },
+    peers::{PeerEvent, PeersHandle},
     store::{Completions, Store},
     telemetry::{metrics::Metrics, notify},
 };
@@ -100,6 +101,8 @@ pub(super) struct Task {
     callers: HashMap<Caller, Waiter>,
     next_caller: u64,
     watchers: Vec<Watcher>,
+    /// For those that watch peers.
+    peers: PeersHandle,
     /// Names of the peers that are Established.
     established: HashSet<String>,
 }
@@ -115,6 +118,7 @@ impl Task {
         health: Health,
         ready: Arc<AtomicBool>,
         metrics: Arc<Metrics>,
+        peers: PeersHandle,
     ) -> Self {
         Self {
             node,
@@ -128,6 +132,7 @@ impl Task {
             callers: HashMap::new(),
             next_caller: 0,
             watchers: Vec::new(),
+            peers,
             established: HashSet::new(),
         }
     }
@@ -402,8 +407,9 @@ impl Task {
                     .put(ToDataplane::WatchNextHops { add, remove });
             }
             Update::Peers(peers) => {
-                for peer in &peers {
-                    self.log_peer(peer);
+                for peer in peers {
+                    self.log_peer(&peer);
+                    self.peers.publish(|| PeerEvent::Changed(Box::new(peer)));
                 }
                 if self.node.is_ready() {
                     notify::status(&self.status_line());
@@ -414,6 +420,7 @@ impl Task {
                 for name in names {
                     self.established.remove(&name);
                     tracing::info!(peer = name, "peer removed");
+                    self.peers.publish(|| PeerEvent::Gone(name));
                 }
                 self.ask_advertised();
             }

@@ -49,6 +49,11 @@ pub const TABLE: &[Row] = &[
     ("agentd_bgp_peer_prefixes", "gauge", "", &["peer", "family", "kind"], "Prefixes by kind: received, accepted, advertised"),
     ("agentd_bgp_peer_messages", "gauge", "", &["peer", "direction"], "BGP messages since the agent's start, by direction: received, sent"),
     ("agentd_bgp_peer_drops", "gauge", "", &["peer"], "Times the session left Established since the agent's start"),
+    ("agentd_bgp_peer_messages_by_type", "gauge", "", &["peer", "direction", "type"], "BGP messages since the agent's start, by direction and type: open, update, keepalive, notification, route_refresh"),
+    ("agentd_bgp_peer_faults", "gauge", "", &["peer", "disposition"], "Faults of received UPDATEs that did not end the session (RFC 7606), by what was done: treat_as_withdraw, attribute_discard, ignored"),
+    ("agentd_bgp_range_peers", "gauge", "", &["range", "state"], "Peers that came from a range, by state: known, established"),
+    ("agentd_bgp_range_limit", "gauge", "", &["range"], "Most peers of the range at once"),
+    ("agentd_bgp_range_refused", "gauge", "", &["range"], "Connections refused since the range was configured"),
     ("agentd_bgp_route_changes", "counter", "", &[], "Changes of best routes passed on to the dataplane"),
     ("agentd_dataplane_objects", "gauge", "", &["state"], "Objects by state: wanted, pending, failing"),
     ("agentd_dataplane_writes", "gauge", "", &[], "Netlink messages written since the agent's start"),
@@ -104,6 +109,30 @@ pub struct PeerDirection {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct PeerMessages {
+    pub peer: String,
+    pub direction: &'static str,
+    pub r#type: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct PeerFaults {
+    pub peer: String,
+    pub disposition: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct RangeLabel {
+    pub range: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct RangePeers {
+    pub range: String,
+    pub state: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct PeerPrefixes {
     pub peer: String,
     pub family: &'static str,
@@ -137,6 +166,11 @@ pub struct Metrics {
     pub peer_prefixes: Family<PeerPrefixes, Gauge>,
     pub peer_messages: Family<PeerDirection, Gauge>,
     pub peer_drops: Family<PeerLabel, Gauge>,
+    pub peer_messages_by_type: Family<PeerMessages, Gauge>,
+    pub peer_faults: Family<PeerFaults, Gauge>,
+    pub range_peers: Family<RangePeers, Gauge>,
+    pub range_limit: Family<RangeLabel, Gauge>,
+    pub range_refused: Family<RangeLabel, Gauge>,
     pub route_changes: Counter,
     pub dataplane_objects: Family<StateLabel, Gauge>,
     pub dataplane_writes: Gauge,
@@ -194,6 +228,11 @@ impl Metrics {
             peer_prefixes = "agentd_bgp_peer_prefixes",
             peer_messages = "agentd_bgp_peer_messages",
             peer_drops = "agentd_bgp_peer_drops",
+            peer_messages_by_type = "agentd_bgp_peer_messages_by_type",
+            peer_faults = "agentd_bgp_peer_faults",
+            range_peers = "agentd_bgp_range_peers",
+            range_limit = "agentd_bgp_range_limit",
+            range_refused = "agentd_bgp_range_refused",
             route_changes = "agentd_bgp_route_changes",
             dataplane_objects = "agentd_dataplane_objects",
             dataplane_writes = "agentd_dataplane_writes",
@@ -217,6 +256,19 @@ impl Metrics {
         // Writing to a String cannot fail.
         let _ = encode(&mut text, &registry);
         text
+    }
+
+    /// Peers come and go; series of those that are gone must not stay.
+    pub fn forget_peers(&self) {
+        self.peer_established.clear();
+        self.peer_prefixes.clear();
+        self.peer_messages.clear();
+        self.peer_messages_by_type.clear();
+        self.peer_faults.clear();
+        self.peer_drops.clear();
+        self.range_peers.clear();
+        self.range_limit.clear();
+        self.range_refused.clear();
     }
 
     /// An add or a delete was answered after `took`.
@@ -284,6 +336,22 @@ mod tests {
         drop(metrics.filter_transactions.get_or_create(&result));
         let reason = ReasonLabel { reason: "redirect" };
         drop(metrics.filter_dropped_packets.get_or_create(&reason));
+        drop(metrics.peer_messages_by_type.get_or_create(&PeerMessages {
+            peer: peer(),
+            direction: "sent",
+            r#type: "open",
+        }));
+        drop(metrics.peer_faults.get_or_create(&PeerFaults {
+            peer: peer(),
+            disposition: "ignored",
+        }));
+        drop(metrics.range_peers.get_or_create(&RangePeers {
+            range: peer(),
+            state: "known",
+        }));
+        for family in [&metrics.range_limit, &metrics.range_refused] {
+            drop(family.get_or_create(&RangeLabel { range: peer() }));
+        }
         metrics.operation_finished("add", "OK", Duration::ZERO);
         let text = metrics.encode();
         let mut expected: Vec<String> = TABLE

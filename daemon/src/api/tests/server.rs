@@ -279,6 +279,7 @@ pub(super) async fn start() -> Server {
     let context = Context {
         node,
         network: Arc::new(MadeUp),
+        peers: crate::peers::PeersHandle::new().0,
         identity: Arc::new(Identity {
             name: "node-a".to_owned(),
             started_at: SystemTime::now(),
