@@ -151,7 +151,7 @@ pub(super) async fn watch(context: &Context) -> PeerStream {
             }
             match changes.recv().await {
                 Ok(event) => {
-                    let response = told(event, &context.peers.facts());
+                    let response = told(event, &context.peers.facts())?;
                     Some((Ok(response), Some((first, changes))))
                 }
                 Err(broadcast::error::RecvError::Closed) => None,
@@ -164,8 +164,10 @@ pub(super) async fn watch(context: &Context) -> PeerStream {
     }))
 }
 
-fn told(event: PeerEvent, facts: &Arc<Facts>) -> v1::WatchPeersResponse {
-    match event {
+/// `None` ends the watch.
+fn told(event: PeerEvent, facts: &Arc<Facts>) -> Option<v1::WatchPeersResponse> {
+    Some(match event {
+        PeerEvent::End => return None,
         PeerEvent::Changed(peer) => v1::WatchPeersResponse {
             kind: Kind::Peer.into(),
             name: peer.name.clone(),
@@ -176,5 +178,5 @@ fn told(event: PeerEvent, facts: &Arc<Facts>) -> v1::WatchPeersResponse {
             name,
             peer: None,
         },
-    }
+    })
 }

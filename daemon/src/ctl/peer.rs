@@ -46,15 +46,14 @@ pub enum Command {
 }
 
 #[derive(Debug, Args)]
-#[group(id = "place", required = true, multiple = false, args = ["address", "range"])]
 pub struct Add {
     /// Unique among peers and ranges
     name: String,
     /// Where it is reached
-    #[arg(long, value_name = "IP")]
+    #[arg(long, value_name = "IP", required_unless_present = "range")]
     address: Option<IpAddr>,
     /// Or from where peers connect
-    #[arg(long, value_name = "PREFIX")]
+    #[arg(long, value_name = "PREFIX", conflicts_with = "address")]
     range: Option<IpNet>,
     /// Its autonomous system; several times where it may be one of several. Default: any but ours
     #[arg(long = "asn", value_name = "AS")]
@@ -355,5 +354,57 @@ fn effect(effect: Effect) -> &'static str {
         Effect::Added => "added",
         Effect::Removed => "removed",
         Effect::Failed => "FAILED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Program {
+        #[command(subcommand)]
+        command: Command,
+    }
+
+    fn parsed(words: &str) -> Result<Command, clap::Error> {
+        let words = std::iter::once("peer").chain(words.split(' '));
+        Program::try_parse_from(words).map(|program| program.command)
+    }
+
+    #[test]
+    fn a_peer_is_added_with_an_address_or_a_range() {
+        let one = parsed("add tor --address 10.0.0.1 --asn 64513 --hold-time 30");
+        let Ok(Command::Add(add)) = one else {
+            panic!("{one:?}");
+        };
+        let spec = spec(*add);
+        assert_eq!(
+            (spec.name.as_str(), spec.address.as_str()),
+            ("tor", "10.0.0.1")
+        );
+        assert_eq!(spec.asns, [64513]);
+        assert_eq!(spec.hold_time.map(|time| time.seconds), Some(30));
+        for words in [
+            "add leaves --range 10.0.0.0/24 --limit 5",
+            "add leaves --range fd00::/64 --asn 1 --asn 2",
+            "reset tor --soft",
+            "reset tor --soft-in --soft-out",
+            "shutdown tor --message text",
+        ] {
+            assert!(parsed(words).is_ok(), "{words}");
+        }
+        for words in [
+            "add tor",
+            "add tor --address 10.0.0.1 --range 10.0.0.0/24",
+            "add tor --address 10.0.0.1 --limit 5",
+            "add --address 10.0.0.1",
+            "reset",
+            "reset tor --soft --soft-in",
+        ] {
+            assert!(parsed(words).is_err(), "{words}");
+        }
     }
 }

@@ -67,6 +67,8 @@ pub struct Facts {
 pub enum PeerEvent {
     Changed(Box<PeerStatus>),
     Gone(String),
+    /// The agent stops.
+    End,
 }
 
 /// Talks to the task. Cheap to clone.

@@ -215,6 +215,7 @@ impl Task {
                 _ = inputs.stop.changed(), if stop_at.is_none() => {
                     stop_at = Some(Instant::now() + STOP_GRACE);
                     self.watchers.clear();
+                    self.peers.publish(|| PeerEvent::End);
                 }
             }
         }
@@ -419,7 +420,8 @@ impl Task {
             Update::PeersGone(names) => {
                 for name in names {
                     self.established.remove(&name);
-                    tracing::info!(peer = name, "peer removed");
+                    // Who has removed it has said so; of a range they come and go.
+                    tracing::debug!(peer = name, "peer is gone");
                     self.peers.publish(|| PeerEvent::Gone(name));
                 }
                 self.ask_advertised();
@@ -455,7 +457,9 @@ impl Task {
             return;
         }
         self.established.remove(name);
-        if peer.news.reason {
+        // Strangers that a range lets connect must not fill the log.
+        let is_stranger = peer.range.is_some() && peer.counters.established_count == 0;
+        if peer.news.reason && !is_stranger {
             tracing::info!(peer = name, %address, reason = peer.reason, "session not established");
         } else if peer.news.lost.is_none() {
             tracing::debug!(peer = name, %address, state = ?peer.state, reason = peer.reason, "session not established");
