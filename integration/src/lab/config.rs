@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 #[derive(Clone, Debug)]
 pub struct AgentConfig {
     pub name: String,
+    /// Empty: not said.
     pub address: String,
     pub address6: Option<String>,
     pub asn: u32,
@@ -70,7 +71,9 @@ impl AgentConfig {
 
     fn write(&self, text: &mut String, directory: &std::path::Path) -> std::fmt::Result {
         writeln!(text, "[node]\nname = {:?}", self.name)?;
-        writeln!(text, "address = {:?}", self.address)?;
+        if !self.address.is_empty() {
+            writeln!(text, "address = {:?}", self.address)?;
+        }
         if let Some(address6) = &self.address6 {
             writeln!(text, "address6 = {address6:?}")?;
         }
