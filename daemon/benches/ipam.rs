@@ -141,6 +141,7 @@ fn add(number: u64) -> Vec<Record> {
         addresses: FixedAddresses::default(),
         mtu: None,
         labels: Labels::default(),
+        access: Default::default(),
     };
     vec![
         Record::Generation(number),

@@ -123,10 +123,10 @@ fn the_table_is_read_back_as_it_was_written() {
         assert_eq!(world.settle().await, [Event::Programmed]);
         world
             .filter
-            .set_workload(&"a".into(), "agt0a", &addresses(1), &access(8080));
+            .set_workload(&"a".into(), "agt0a", false, &addresses(1), &access(8080));
         world
             .filter
-            .set_workload(&"t".into(), "vm0", &addresses(2), &Access::default());
+            .set_workload(&"t".into(), "vm0", false, &addresses(2), &Access::default());
         let subnets = vec!["172.30.0.0/24".parse().unwrap()];
         world.filter.set_bridge("br-web".into(), subnets);
         world.settle().await;
@@ -155,7 +155,7 @@ fn whatever_others_do_to_the_table_is_heard_and_put_back() {
         let mut world = World::new();
         world
             .filter
-            .set_workload(&"a".into(), "agt0a", &addresses(1), &access(8080));
+            .set_workload(&"a".into(), "agt0a", false, &addresses(1), &access(8080));
         world.settle().await;
         let before = run("nft", "list table inet agentd");
         for (command, expected) in [

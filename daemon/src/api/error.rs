@@ -52,6 +52,12 @@ fn mapped(error: &Error) -> Mapped {
             metadata: vec![("address", address.to_string()), ("workload", by.clone())],
             retry: None,
         },
+        Error::PortInUse { port, by } => Mapped {
+            code: Code::AlreadyExists,
+            reason: "PORT_IN_USE",
+            metadata: vec![("port", port.clone()), ("workload", by.clone())],
+            retry: None,
+        },
         Error::AddressCooling { address, retry, .. } => Mapped {
             code: Code::AlreadyExists,
             reason: "ADDRESS_COOLING",

@@ -4,7 +4,8 @@
 //! Handlers hold no state of their own. They parse a request into domain types, ask the part that
 //! knows, and render the answer.
 
-pub mod attachment;
+pub mod access;
+mod attachment;
 mod authority;
 pub mod error;
 mod explain;

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use super::attachment::Unfound;
 use crate::node::{
     Error,
+    access::AccessSpec,
     spec::{FixedAddresses, Invalid, Labels, Mtu, WorkloadId},
 };
 
@@ -23,6 +24,7 @@ pub struct ParsedAdd {
     pub addresses: FixedAddresses,
     pub mtu: Option<Mtu>,
     pub labels: Labels,
+    pub access: AccessSpec,
     pub wait_for: WaitFor,
 }
 
@@ -57,6 +59,7 @@ pub fn add(request: v1::AddWorkloadRequest) -> Result<ParsedAdd, Error> {
     if let Some(mtu) = mtu {
         field("mtu", mtu.check_family(addresses.as_slice()))?;
     }
+    let access = super::access::parse(&request.ports, &request.allowed_addresses)?;
     let labels = field("labels", Labels::new(request.labels))?;
     let wait_for = match v1::WorkloadState::try_from(request.wait_for) {
         Ok(v1::WorkloadState::Unspecified | v1::WorkloadState::Programmed) => WaitFor::Programmed,
@@ -87,6 +90,7 @@ pub fn add(request: v1::AddWorkloadRequest) -> Result<ParsedAdd, Error> {
         addresses,
         mtu,
         labels,
+        access,
         wait_for,
     })
 }

@@ -4,6 +4,8 @@ use std::time::SystemTime;
 
 use agentd_proto::v1;
 
+use super::access;
+
 use crate::node::{
     attachment::Attachment,
     spec::{InterfaceName, NamespaceName},
@@ -84,7 +86,14 @@ pub fn workload(view: &WorkloadView) -> v1::Workload {
             Attachment::Shared { with } => with.to_string(),
             _ => String::new(),
         },
-        ..Default::default()
+        ports: view.spec.access.ports().iter().map(access::port).collect(),
+        allowed_addresses: view
+            .spec
+            .access
+            .allowed()
+            .iter()
+            .map(access::allowed)
+            .collect(),
     }
 }
 

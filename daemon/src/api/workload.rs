@@ -41,6 +41,7 @@ impl Workloads {
             addresses: parsed.addresses,
             mtu: parsed.mtu,
             labels: parsed.labels,
+            access: parsed.access,
         };
         let id = parsed.id;
         let add = self.0.node.add(id.clone(), spec, parsed.wait_for);

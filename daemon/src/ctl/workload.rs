@@ -4,8 +4,8 @@ use std::{net::IpAddr, path::PathBuf};
 
 use agentd_proto::v1::{
     AddWorkloadRequest, Attachment, DeleteWorkloadRequest, GetWorkloadRequest,
-    ListWorkloadsRequest, TapOptions, WatchWorkloadsRequest, Workload, WorkloadState,
-    add_workload_request::Namespace, watch_workloads_response::Kind,
+    ListWorkloadsRequest, Protocol, PublishedPort, TapOptions, WatchWorkloadsRequest, Workload,
+    WorkloadState, add_workload_request::Namespace, watch_workloads_response::Kind,
 };
 use clap::{Args, Subcommand, ValueEnum};
 
@@ -80,6 +80,13 @@ pub struct Add {
     /// Bytes; by default that of the underlay
     #[arg(long, value_name = "BYTES")]
     mtu: Option<u32>,
+    /// A port of the node that leads to the workload, such as 8080:80, 53:53/udp or
+    /// [2001:db8::1]:80:80/tcp; may be repeated
+    #[arg(long = "publish", value_name = "[IP:]PORT:PORT[/PROTOCOL]", value_parser = parse_port)]
+    ports: Vec<PublishedPort>,
+    /// An address or prefix beside its own that it may send from; may be repeated
+    #[arg(long = "allow-address", value_name = "IP[/LENGTH]")]
+    allowed: Vec<String>,
     /// Kept with the workload and shown
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
     labels: Vec<(String, String)>,
@@ -126,6 +133,60 @@ enum WaitFor {
     Programmed,
     /// Besides, a peer was sent the route to it
     Advertised,
+}
+
+/// `[IP:]HOST:CONTAINER[/PROTOCOL]`; an IPv6 address stands in brackets.
+fn parse_port(text: &str) -> Result<PublishedPort, String> {
+    let (rest, protocol) = match text.rsplit_once('/') {
+        None => (text, Protocol::Tcp),
+        Some((rest, "tcp")) => (rest, Protocol::Tcp),
+        Some((rest, "udp")) => (rest, Protocol::Udp),
+        Some((rest, "sctp")) => (rest, Protocol::Sctp),
+        Some((_, other)) => return Err(format!("{other} is none of tcp, udp and sctp")),
+    };
+    let shape = || "expected [IP:]PORT:PORT, such as 8080:80".to_owned();
+    let number = |text: &str| match text.parse::<u16>() {
+        Ok(0) | Err(_) => Err(format!("{text:?} is no port; 1 to 65535 are allowed")),
+        Ok(number) => Ok(number.into()),
+    };
+    let (rest, container_port) = rest.rsplit_once(':').ok_or_else(shape)?;
+    let (host_address, host_port) = match rest.rsplit_once(':') {
+        None => (String::new(), rest),
+        Some((address, port)) => {
+            let inside = address
+                .strip_prefix('[')
+                .and_then(|address| address.strip_suffix(']'));
+            let parsed = match inside {
+                Some(address) => address.parse().map(IpAddr::V6),
+                None => address.parse().map(IpAddr::V4),
+            };
+            let parsed = parsed.map_err(|_| format!("{address:?} is no address; {}", shape()))?;
+            (parsed.to_string(), port)
+        }
+    };
+    Ok(PublishedPort {
+        host_address,
+        host_port: number(host_port)?,
+        container_port: number(container_port)?,
+        protocol: protocol.into(),
+    })
+}
+
+fn shown_port(port: &PublishedPort) -> String {
+    let protocol = match port.protocol() {
+        Protocol::Unspecified | Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+        Protocol::Sctp => "sctp",
+    };
+    let address = match port.host_address.as_str() {
+        "" => String::new(),
+        address if address.contains(':') => format!("[{address}]:"),
+        address => format!("{address}:"),
+    };
+    format!(
+        "{address}{}:{}/{protocol}",
+        port.host_port, port.container_port
+    )
 }
 
 fn parse_label(text: &str) -> Result<(String, String), String> {
@@ -190,12 +251,13 @@ async fn add(arguments: Add, client: &Client, out: &mut Output) -> Result<(), Er
         addresses: arguments.addresses.iter().map(IpAddr::to_string).collect(),
         mtu: arguments.mtu.unwrap_or_default(),
         labels: arguments.labels.into_iter().collect(),
+        ports: arguments.ports,
+        allowed_addresses: arguments.allowed,
         wait_for: match arguments.wait {
             WaitFor::Programmed => WorkloadState::Programmed,
             WaitFor::Advertised => WorkloadState::Advertised,
         }
         .into(),
-        ..Default::default()
     });
     request.set_timeout(std::time::Duration::from_secs(arguments.timeout));
     let response = client.workload().add_workload(request).await?.into_inner();
@@ -265,6 +327,7 @@ async fn list(client: &Client, out: &mut Output) -> Result<(), Error> {
             "WORKLOAD",
             "ATTACHMENT",
             "ADDRESSES",
+            "PORTS",
             "INTERFACE",
             "STATE",
             "AGE",
@@ -277,6 +340,7 @@ async fn list(client: &Client, out: &mut Output) -> Result<(), Error> {
                 workload.id.clone(),
                 attachment(workload).to_owned(),
                 addresses(workload),
+                ports(workload, ","),
                 workload.host_interface.clone(),
                 state(workload.state()).to_owned(),
                 time::age(workload.created_at.as_ref()),
@@ -323,6 +387,8 @@ async fn show(id: String, client: &Client, out: &mut Output) -> Result<(), Error
         ("State", state(workload.state()).to_owned()),
         ("Reason", workload.reason.clone()),
         ("Addresses", held.join("\n")),
+        ("Ports", ports(&workload, "\n")),
+        ("May also send from", workload.allowed_addresses.join("\n")),
         ("Namespace", namespace(&workload)),
         ("Interface", workload.interface_name.clone()),
         ("Shared with", workload.shared_with.clone()),
@@ -369,6 +435,11 @@ async fn watch(client: &Client, out: &mut Output) -> Result<(), Error> {
     Ok(())
 }
 
+fn ports(workload: &Workload, between: &str) -> String {
+    let list: Vec<_> = workload.ports.iter().map(shown_port).collect();
+    list.join(between)
+}
+
 fn addresses(workload: &Workload) -> String {
     let list: Vec<_> = workload
         .addresses
@@ -412,5 +483,35 @@ fn state(state: WorkloadState) -> &'static str {
         WorkloadState::Advertised => "advertised",
         WorkloadState::Deleting => "deleting",
         WorkloadState::Failed => "failed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{parse_port, shown_port};
+
+    #[test]
+    fn published_ports_are_read_as_they_are_shown() {
+        for text in [
+            "8080:80/tcp",
+            "53:5353/udp",
+            "192.0.2.1:80:8080/sctp",
+            "[2001:db8::1]:80:80/tcp",
+        ] {
+            let port = parse_port(text).expect(text);
+            assert_eq!(shown_port(&port), text);
+        }
+        let short = parse_port("8080:80").expect("without protocol");
+        assert_eq!(shown_port(&short), "8080:80/tcp");
+        for text in [
+            "80",
+            "0:80",
+            "80:70000",
+            "80:80/icmp",
+            "2001:db8::1:80:80",
+            "x:80:80",
+        ] {
+            assert!(parse_port(text).is_err(), "{text}");
+        }
     }
 }

@@ -66,6 +66,7 @@ impl Node {
         wait: WaitFor,
     ) -> Result<(), Error> {
         self.check_attachment(&spec.attachment)?;
+        self.check_ports(&spec.access)?;
         let scope = match (&spec.attachment, spec.pool.as_deref()) {
             (Attachment::Bridged { bridge, .. }, _) => Scope::Bridge(bridge),
             (Attachment::Routed(_) | Attachment::Tap(_), Some(pool)) => Scope::Pool(pool),
@@ -84,6 +85,11 @@ impl Node {
         {
             self.ipam.rollback_allocation(now, &allocation);
             return Err(Error::invalid("mtu", invalid.0));
+        }
+        let addresses: Vec<_> = allocation.addresses.iter().map(|a| a.address).collect();
+        if let Err(error) = spec.access.check_families(&addresses) {
+            self.ipam.rollback_allocation(now, &allocation);
+            return Err(error);
         }
         let spec = Arc::new(spec);
         let mut records = allocation.records.clone();
@@ -120,7 +126,7 @@ impl Node {
             deleters: Vec::new(),
             queued: Vec::new(),
         };
-        self.note_names(&id, &workload.spec.attachment);
+        self.note_names(&id, &workload.spec);
         self.workloads.insert(id.clone(), workload);
         self.awaited.insert(id.clone());
         let pending = Pending::Put {

@@ -19,6 +19,8 @@ pub enum Error {
     OtherSpec { id: WorkloadId, field: String },
     #[error("address {address} is in use by workload {by}")]
     AddressInUse { address: IpAddr, by: String },
+    #[error("port {port} is held by workload {by}")]
+    PortInUse { port: String, by: String },
     /// Somebody else had it a moment ago.
     #[error("{text}")]
     AddressCooling {

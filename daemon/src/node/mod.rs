@@ -40,6 +40,7 @@
 //! A block of one address has no blackhole. The first workloads of a block wait until it is active.
 //! A block of a bridge's subnet is active as soon as it is durable, and nobody else knows of it.
 
+pub mod access;
 pub mod attachment;
 mod blocks;
 mod commands;
@@ -344,7 +345,7 @@ impl Node {
                 deleters: Vec::new(),
                 queued: Vec::new(),
             };
-            node.note_names(&record.id, &workload.spec.attachment);
+            node.note_names(&record.id, &workload.spec);
             match workload.object(&record.id) {
                 Some(object) => {
                     objects.push(object);

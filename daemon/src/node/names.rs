@@ -1,12 +1,16 @@
-//! What workloads hold besides addresses, and nobody else may have: network namespaces and names of
-//! devices. And which workloads share the namespace of another one.
+//! What workloads hold besides addresses, and nobody else may have: network namespaces, names of
+//! devices and published ports. And which workloads share the namespace of another one.
 
 use std::{
     collections::{BTreeSet, HashMap},
     net::IpAddr,
 };
 
-use super::{Error, Node, Phase, WorkloadId, attachment::Attachment};
+use super::{
+    Error, Node, Phase, WorkloadId, WorkloadSpec,
+    access::{AccessSpec, Holders},
+    attachment::Attachment,
+};
 
 #[derive(Debug, Default)]
 pub(super) struct Names {
@@ -16,6 +20,7 @@ pub(super) struct Names {
     taps: HashMap<String, WorkloadId>,
     /// By the workload whose namespace they share.
     sharers: HashMap<WorkloadId, BTreeSet<WorkloadId>>,
+    ports: Holders,
 }
 
 fn key(attachment: &Attachment) -> Option<(u64, u64)> {
@@ -64,6 +69,11 @@ impl Node {
         }
     }
 
+    /// Whether nobody holds one of these ports.
+    pub(super) fn check_ports(&self, access: &AccessSpec) -> Result<(), Error> {
+        self.names.ports.check(access)
+    }
+
     fn check_shared(&self, with: &WorkloadId) -> Result<(), Error> {
         let Some(owner) = self.workloads.get(with) else {
             return Err(Error::WorkloadNotFound(with.clone()));
@@ -93,7 +103,11 @@ impl Node {
         }
     }
 
-    pub(super) fn note_names(&mut self, id: &WorkloadId, attachment: &Attachment) {
+    pub(super) fn note_names(&mut self, id: &WorkloadId, spec: &WorkloadSpec) {
+        let attachment = &spec.attachment;
+        for port in spec.access.ports() {
+            self.names.ports.insert(*port, id.clone());
+        }
         if let Some(key) = key(attachment) {
             self.names.namespaces.insert(key, id.clone());
         }
@@ -107,7 +121,9 @@ impl Node {
         }
     }
 
-    pub(super) fn forget_names(&mut self, id: &WorkloadId, attachment: &Attachment) {
+    pub(super) fn forget_names(&mut self, id: &WorkloadId, spec: &WorkloadSpec) {
+        let attachment = &spec.attachment;
+        self.names.ports.remove(spec.access.ports(), id);
         if let Some(key) = key(attachment)
             && self.names.namespaces.get(&key) == Some(id)
         {

@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use super::attachment::Attachment;
+use super::{access::AccessSpec, attachment::Attachment};
 
 /// Why a value was refused: what is wrong with it, and what is allowed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -309,6 +309,7 @@ pub struct WorkloadSpec {
     /// `None` follows the underlay.
     pub mtu: Option<Mtu>,
     pub labels: Labels,
+    pub access: AccessSpec,
 }
 
 impl WorkloadSpec {
@@ -326,7 +327,7 @@ impl WorkloadSpec {
         } else if self.labels != other.labels {
             Some("labels")
         } else {
-            None
+            self.access.difference(&other.access)
         }
     }
 }

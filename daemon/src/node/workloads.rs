@@ -17,7 +17,7 @@ impl Workload {
                 attachment,
                 addresses: self.addresses.iter().map(|a| a.address).collect(),
                 mtu: self.spec.mtu.map(|mtu| mtu.get()),
-                access: desired::Access::default(),
+                access: self.spec.access.desired(),
             }
             .into(),
         ))
@@ -310,7 +310,7 @@ impl Node {
         let Some(workload) = self.workloads.remove(id) else {
             return;
         };
-        self.forget_names(id, &workload.spec.attachment);
+        self.forget_names(id, &workload.spec);
         self.awaited.remove(id);
         self.unconfirmed.remove(id);
         if let Phase::Removing = workload.phase

@@ -20,13 +20,14 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use dataplane::desired::Netns;
+use dataplane::desired::{Netns, Protocol, PublishedPort};
 use ipnet::IpNet;
 use prost::Message;
 
 use super::record::{BlockRecord, CoolingRecord, WorkloadRecord};
 use crate::node::{
     WorkloadId, WorkloadSpec,
+    access::AccessSpec,
     attachment::{Attachment, Inside, Mac, Namespace, Tap},
     spec::{FixedAddresses, InterfaceName, Labels, Mtu, NamespaceName},
     view::AssignedAddress,
@@ -80,6 +81,25 @@ struct WorkloadRow {
     /// Loopback only, in the namespace above.
     #[prost(bool, tag = "18")]
     loopback: bool,
+    #[prost(message, repeated, tag = "19")]
+    ports: Vec<PortRow>,
+    /// As the key of a block.
+    #[prost(bytes = "vec", repeated, tag = "20")]
+    allowed: Vec<Vec<u8>>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PortRow {
+    /// As assigned by IANA.
+    #[prost(uint32, tag = "1")]
+    protocol: u32,
+    /// Empty: every address of the node.
+    #[prost(bytes = "vec", tag = "2")]
+    host_address: Vec<u8>,
+    #[prost(uint32, tag = "3")]
+    host_port: u32,
+    #[prost(uint32, tag = "4")]
+    container_port: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -202,6 +222,14 @@ pub(super) fn encode_workload(record: &WorkloadRecord) -> Vec<u8> {
             .collect(),
         mtu: spec.mtu.map_or(0, Mtu::get),
         labels: spec.labels.as_map().clone(),
+        ports: spec.access.ports().iter().map(encode_port).collect(),
+        allowed: spec
+            .access
+            .allowed()
+            .iter()
+            .copied()
+            .map(block_key)
+            .collect(),
         ..encode_attachment(&spec.attachment)
     }
     .encode_to_vec()
@@ -329,6 +357,14 @@ pub(super) fn decode_workload(id: &str, bytes: &[u8]) -> Result<WorkloadRecord, 
         .iter()
         .map(|bytes| decode_address(bytes));
     let fixed = fixed.collect::<Result<Vec<_>, _>>()?;
+    let ports = row
+        .ports
+        .iter()
+        .map(decode_port)
+        .collect::<Result<_, _>>()?;
+    let allowed = row.allowed.iter().map(|bytes| decode_block_key(bytes));
+    let access = AccessSpec::new(ports, allowed.collect::<Result<_, _>>()?)
+        .map_err(|(name, error)| field(&name, &error))?;
     let mtu = (row.mtu != 0).then(|| Mtu::new(row.mtu)).transpose();
     Ok(WorkloadRecord {
         id: WorkloadId::new(id).map_err(|error| field("the id", &error))?,
@@ -342,7 +378,37 @@ pub(super) fn decode_workload(id: &str, bytes: &[u8]) -> Result<WorkloadRecord, 
                 .map_err(|(_, error)| field("a fixed address", &error))?,
             mtu: mtu.map_err(|error| field("the MTU", &error))?,
             labels: Labels::new(row.labels).map_err(|error| field("the set of labels", &error))?,
+            access,
         }),
+    })
+}
+
+fn encode_port(port: &PublishedPort) -> PortRow {
+    PortRow {
+        protocol: port.protocol.number().into(),
+        host_address: port.host_address.map(address_key).unwrap_or_default(),
+        host_port: port.host_port.into(),
+        container_port: port.container_port.into(),
+    }
+}
+
+fn decode_port(row: &PortRow) -> Result<PublishedPort, DecodeError> {
+    let number = |number: u32| {
+        u16::try_from(number).map_err(|_| DecodeError(format!("{number} is no port")))
+    };
+    let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+    let protocol = protocols
+        .into_iter()
+        .find(|protocol| u32::from(protocol.number()) == row.protocol);
+    Ok(PublishedPort {
+        protocol: protocol
+            .ok_or_else(|| DecodeError(format!("{} is no protocol with ports", row.protocol)))?,
+        host_address: match row.host_address.as_slice() {
+            [] => None,
+            bytes => Some(decode_address(bytes)?),
+        },
+        host_port: number(row.host_port)?,
+        container_port: number(row.container_port)?,
     })
 }
 

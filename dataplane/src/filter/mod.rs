@@ -252,16 +252,18 @@ impl Filter {
         }
     }
 
+    /// `host_interface` is where its packets come in; `known`: it is no name of the workload's own.
     /// Answered by [`Event::Standing`] when [`Self::is_pending`] says so afterwards.
     pub fn set_workload(
         &mut self,
         id: &Arc<str>,
         host_interface: &str,
+        known: bool,
         addresses: &[IpAddr],
         access: &Access,
     ) {
         let mut new = elements::of_workload(host_interface, addresses, access);
-        if !host_interface.starts_with(INTERFACE_PREFIX) && !host_interface.is_empty() {
+        if !known && !host_interface.starts_with(INTERFACE_PREFIX) && !host_interface.is_empty() {
             let key = elements::interface(host_interface);
             new.push((SetName::Interfaces, key, Vec::new()));
         }

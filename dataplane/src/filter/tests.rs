@@ -224,7 +224,7 @@ impl World {
     fn set(&mut self, id: &str, host: u8, access: &Access) {
         let interface = format!("agt{id}");
         self.filter
-            .set_workload(&id.into(), &interface, &addresses(host), access);
+            .set_workload(&id.into(), &interface, false, &addresses(host), access);
     }
 
     fn remove(&mut self, id: &str) {

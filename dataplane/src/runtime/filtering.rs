@@ -8,7 +8,7 @@ use hashbrown::HashMap;
 use tokio::sync::oneshot;
 
 use crate::{
-    desired::{Event, FilterSettings, Object, ObjectId},
+    desired::{Attachment, Event, FilterSettings, Object, ObjectId},
     filter::{self, Counts, Filter, JobId, Output, Snapshot, table::DROP_REASONS},
     kernel::OpError,
     linux::{OpenError, nftables},
@@ -64,12 +64,20 @@ impl Filtering {
 
     pub(super) fn set(&mut self, object: &Object) {
         match object {
-            Object::Workload(workload) => self.core.set_workload(
-                &workload.id,
-                &workload.host_interface().unwrap_or_default(),
-                &workload.addresses,
-                &workload.access,
-            ),
+            Object::Workload(workload) => {
+                // On a bridge, packets come in by the bridge, which is known by itself.
+                let (interface, named) = match &workload.attachment {
+                    Attachment::Bridged { bridge, .. } => (bridge.to_string(), true),
+                    _ => (workload.host_interface().unwrap_or_default(), false),
+                };
+                self.core.set_workload(
+                    &workload.id,
+                    &interface,
+                    named,
+                    &workload.addresses,
+                    &workload.access,
+                );
+            }
             Object::Bridge(bridge) => self
                 .core
                 .set_bridge(bridge.name.clone(), bridge.gateways.clone()),

@@ -29,6 +29,8 @@ pub struct Pool {
     pub name: String,
     pub cidr: String,
     pub block_size: u8,
+    /// Further lines of this `[[pool]]` table.
+    pub extra: String,
 }
 
 #[derive(Clone, Debug)]
@@ -57,6 +59,7 @@ impl Pool {
             name: name.into(),
             cidr: cidr.into(),
             block_size,
+            extra: String::new(),
         }
     }
 }
@@ -86,8 +89,8 @@ impl AgentConfig {
         for pool in &self.pools {
             writeln!(
                 text,
-                "\n[[pool]]\nname = {:?}\ncidr = {:?}\nblock_size = {}",
-                pool.name, pool.cidr, pool.block_size
+                "\n[[pool]]\nname = {:?}\ncidr = {:?}\nblock_size = {}\n{}",
+                pool.name, pool.cidr, pool.block_size, pool.extra
             )?;
         }
         writeln!(

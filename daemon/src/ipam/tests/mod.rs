@@ -512,6 +512,7 @@ fn recovered_workload(name: &str, generation: u64, address: &str, block: &str) -
                 addresses: spec::FixedAddresses::default(),
                 mtu: None,
                 labels: spec::Labels::default(),
+                access: Default::default(),
             }),
             addresses: vec![AssignedAddress {
                 address: ip(address),

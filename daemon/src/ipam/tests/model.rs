@@ -416,6 +416,7 @@ fn workload(id: &WorkloadId, allocation: &Allocation, now: Now) -> WorkloadRecor
             addresses: FixedAddresses::default(),
             mtu: None,
             labels: Labels::default(),
+            access: Default::default(),
         }),
         addresses: allocation.addresses.clone(),
         created_at: now.wall,

@@ -49,6 +49,7 @@ pub(super) fn spec() -> WorkloadSpec {
         addresses: FixedAddresses::default(),
         mtu: None,
         labels: Labels::default(),
+        access: Default::default(),
     }
 }
 

@@ -23,6 +23,15 @@ fn time(milliseconds: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_millis(1_800_000_000_000 + milliseconds)
 }
 
+fn published(host_address: Option<&str>, host_port: u16) -> dataplane::desired::PublishedPort {
+    dataplane::desired::PublishedPort {
+        protocol: dataplane::desired::Protocol::Udp,
+        host_address: host_address.map(|address| address.parse().unwrap()),
+        host_port,
+        container_port: 80,
+    }
+}
+
 fn workload(name: &str, generation: u64) -> WorkloadRecord {
     let labels = BTreeMap::from([("app".to_owned(), "web".to_owned())]);
     WorkloadRecord {
@@ -46,6 +55,11 @@ fn workload(name: &str, generation: u64) -> WorkloadRecord {
             addresses: FixedAddresses::new(vec!["10.244.1.7".parse().unwrap()]).unwrap(),
             mtu: Some(Mtu::new(1400).unwrap()),
             labels: Labels::new(labels).unwrap(),
+            access: crate::node::access::AccessSpec::new(
+                vec![published(None, 8080), published(Some("2001:db8::1"), 53)],
+                vec!["192.0.2.0/24".parse().unwrap()],
+            )
+            .unwrap(),
         }),
         addresses: vec![
             AssignedAddress {
