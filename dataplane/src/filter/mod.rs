@@ -19,9 +19,11 @@
 //!   unchanged state reads and writes nothing.
 
 pub mod elements;
+mod plan;
 pub mod table;
 #[cfg(test)]
 mod tests;
+mod types;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -33,89 +35,12 @@ use std::{
 use hashbrown::HashMap;
 use ipnet::IpNet;
 
-use self::{
-    elements::{Elements, Key},
-    table::{CHAINS, Kind, SetName},
-};
+pub use self::types::{Counts, Event, JobId, Op, Output, Sets, Snapshot};
+use self::{elements::Key, plan::Plan, table::SetName};
 use crate::{
     desired::{Access, Failure, FailureKind, FilterSettings},
     kernel::{INTERFACE_PREFIX, OpError},
 };
-
-/// Elements of every set, by [`SetName::index`].
-pub type Sets = [Elements; SetName::ALL.len()];
-
-/// One step of a transaction.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Op {
-    /// With all that is in it.
-    DeleteTable,
-    CreateTable,
-    CreateSet(SetName),
-    CreateChain(&'static str),
-    /// All rules of a chain of [`CHAINS`].
-    AddRules(&'static str),
-    FlushChain(&'static str),
-    FlushSet(SetName),
-    /// An element that stands already is no error.
-    AddElements(SetName, Vec<(Key, Vec<u8>)>),
-    DeleteElements(SetName, Vec<Key>),
-}
-
-/// The table, as the kernel has it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Snapshot {
-    /// Whether there is one.
-    pub table: bool,
-    /// What of its structure is not as in [`table`], for a person; rules of chains apart. With
-    /// anything here the table is made anew.
-    pub wrong: Vec<String>,
-    /// Chains that are right but for their rules.
-    pub wrong_rules: Vec<&'static str>,
-    pub sets: Sets,
-}
-
-/// Numbers outputs; each is answered by one input.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct JobId(u64);
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Output {
-    /// Answer with [`Filter::handle_snapshot`].
-    Read(JobId),
-    /// One transaction; answer with [`Filter::handle_committed`].
-    Commit(JobId, Vec<Op>),
-    /// Forget the connections of these addresses; answer with [`Filter::handle_flushed`]. Several
-    /// can be outstanding, also besides the others.
-    Flush(JobId, Vec<IpAddr>),
-    Event(Event),
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// The table stands as wanted, for the first time or after a failure.
-    Programmed,
-    Repaired {
-        what: String,
-    },
-    Failed(Failure),
-    /// All elements of that workload stand.
-    Standing(Arc<str>),
-    StandingFailed(Arc<str>, Failure),
-    /// Nothing of that workload is left, connections included.
-    Gone(Arc<str>),
-}
-
-/// Counts, for metrics.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    pub transactions: u64,
-    pub failures: u64,
-    pub repairs: u64,
-    /// Wanted elements of all sets.
-    pub elements: usize,
-    pub ports: usize,
-}
 
 #[derive(Debug)]
 struct Workload {
@@ -543,43 +468,6 @@ impl Filter {
         }
     }
 
-    /// What differs from what was last known to stand.
-    fn describe(&self, snapshot: &Snapshot) -> Vec<String> {
-        if !snapshot.table {
-            return vec![format!("table inet {} was deleted", table::TABLE)];
-        }
-        if !snapshot.wrong.is_empty() {
-            return snapshot.wrong.clone();
-        }
-        let mut changes: Vec<String> = snapshot
-            .wrong_rules
-            .iter()
-            .map(|chain| format!("rules of chain {chain} were changed"))
-            .collect();
-        let Some(seen) = &self.seen else {
-            return changes;
-        };
-        for set in SetName::ALL {
-            let (before, now) = (&seen[set.index()], &snapshot.sets[set.index()]);
-            if before == now {
-                continue;
-            }
-            let missing = before
-                .iter()
-                .filter(|(key, data)| now.get(*key) != Some(*data))
-                .count();
-            let unknown = now
-                .iter()
-                .filter(|(key, data)| before.get(*key) != Some(*data))
-                .count();
-            changes.push(format!(
-                "set {}: {missing} elements were deleted, {unknown} added",
-                set.name()
-            ));
-        }
-        changes
-    }
-
     fn trouble(&mut self, now: Instant, error: &OpError) {
         self.seen = None;
         self.attempts += 1;
@@ -663,7 +551,7 @@ impl Filter {
             self.outbox.push_back(Output::Read(id));
             return;
         }
-        let (ops, delta, anew) = self.plan();
+        let Plan { ops, delta, anew } = self.plan();
         let standing = std::mem::take(&mut self.standing);
         let gone = std::mem::take(&mut self.gone);
         if ops.is_empty() {
@@ -707,85 +595,5 @@ impl Filter {
         let id = self.next_id();
         self.flushes.push((id, awaited));
         self.outbox.push_back(Output::Flush(id, addresses));
-    }
-
-    /// The transaction that leads from what stands to what is wanted.
-    #[allow(clippy::type_complexity)]
-    fn plan(&mut self) -> (Vec<Op>, Vec<(SetName, Key, Option<Vec<u8>>)>, bool) {
-        let mut ops = Vec::new();
-        let mut delta = Vec::new();
-        let Some(seen) = self.seen.as_deref().filter(|_| self.anew.is_none()) else {
-            self.changed.clear();
-            if self.anew.take().unwrap_or(false) {
-                ops.push(Op::DeleteTable);
-            }
-            ops.push(Op::CreateTable);
-            ops.extend(SetName::ALL.map(Op::CreateSet));
-            ops.extend(CHAINS.iter().map(|chain| Op::CreateChain(chain.name)));
-            ops.extend(CHAINS.iter().map(|chain| Op::AddRules(chain.name)));
-            for set in SetName::ALL {
-                add(&mut ops, set, self.wanted[set.index()].iter());
-                delta.extend(
-                    self.wanted[set.index()]
-                        .iter()
-                        .map(|(key, data)| (set, key.clone(), Some(data.clone()))),
-                );
-            }
-            return (ops, delta, true);
-        };
-        for chain in self.wrong_rules.drain(..) {
-            ops.push(Op::FlushChain(chain));
-            ops.push(Op::AddRules(chain));
-        }
-        let mut changed = std::mem::take(&mut self.changed).into_iter().peekable();
-        while let Some((set, _)) = changed.peek() {
-            let set = *set;
-            let (wanted, there) = (&self.wanted[set.index()], &seen[set.index()]);
-            let mut deletes = Vec::new();
-            let mut adds = Vec::new();
-            while let Some((_, key)) = changed.next_if(|(other, _)| *other == set) {
-                match (wanted.get(&key), there.get(&key)) {
-                    (new, old) if new == old => {}
-                    (new, old) => {
-                        if old.is_some() {
-                            deletes.push(key.clone());
-                        }
-                        if let Some(data) = new {
-                            adds.push((key.clone(), data.clone()));
-                        }
-                        delta.push((set, key, new.cloned()));
-                    }
-                }
-            }
-            if deletes.is_empty() && adds.is_empty() {
-                continue;
-            }
-            if set.shape().kind == Kind::Ranges {
-                // The kernel checks single ends of ranges against each other as they come.
-                ops.push(Op::FlushSet(set));
-                add(&mut ops, set, wanted.iter());
-                continue;
-            }
-            for chunk in deletes.chunks(CHUNK) {
-                ops.push(Op::DeleteElements(set, chunk.to_vec()));
-            }
-            for chunk in adds.chunks(CHUNK) {
-                ops.push(Op::AddElements(set, chunk.to_vec()));
-            }
-        }
-        (ops, delta, false)
-    }
-}
-
-fn add<'a>(
-    ops: &mut Vec<Op>,
-    set: SetName,
-    elements: impl Iterator<Item = (&'a Key, &'a Vec<u8>)>,
-) {
-    let all: Vec<(Key, Vec<u8>)> = elements
-        .map(|(key, data)| (key.clone(), data.clone()))
-        .collect();
-    for chunk in all.chunks(CHUNK) {
-        ops.push(Op::AddElements(set, chunk.to_vec()));
     }
 }

@@ -1,0 +1,84 @@
+//! The language between the core of the filter, its driver and those who drive it.
+
+use std::{net::IpAddr, sync::Arc};
+
+use super::{
+    elements::{Elements, Key},
+    table::SetName,
+};
+use crate::desired::Failure;
+
+/// Elements of every set, by [`SetName::index`].
+pub type Sets = [Elements; SetName::ALL.len()];
+
+/// One step of a transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// With all that is in it.
+    DeleteTable,
+    CreateTable,
+    CreateSet(SetName),
+    CreateChain(&'static str),
+    /// All rules of a chain of [`CHAINS`].
+    AddRules(&'static str),
+    FlushChain(&'static str),
+    FlushSet(SetName),
+    /// An element that stands already is no error.
+    AddElements(SetName, Vec<(Key, Vec<u8>)>),
+    DeleteElements(SetName, Vec<Key>),
+}
+
+/// The table, as the kernel has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Whether there is one.
+    pub table: bool,
+    /// What of its structure is not as in [`table`], for a person; rules of chains apart. With
+    /// anything here the table is made anew.
+    pub wrong: Vec<String>,
+    /// Chains that are right but for their rules.
+    pub wrong_rules: Vec<&'static str>,
+    pub sets: Sets,
+}
+
+/// Numbers outputs; each is answered by one input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JobId(pub(super) u64);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Answer with [`Filter::handle_snapshot`].
+    Read(JobId),
+    /// One transaction; answer with [`Filter::handle_committed`].
+    Commit(JobId, Vec<Op>),
+    /// Forget the connections of these addresses; answer with [`Filter::handle_flushed`]. Several
+    /// can be outstanding, also besides the others.
+    Flush(JobId, Vec<IpAddr>),
+    Event(Event),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The table stands as wanted, for the first time or after a failure.
+    Programmed,
+    Repaired {
+        what: String,
+    },
+    Failed(Failure),
+    /// All elements of that workload stand.
+    Standing(Arc<str>),
+    StandingFailed(Arc<str>, Failure),
+    /// Nothing of that workload is left, connections included.
+    Gone(Arc<str>),
+}
+
+/// Counts, for metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub transactions: u64,
+    pub failures: u64,
+    pub repairs: u64,
+    /// Wanted elements of all sets.
+    pub elements: usize,
+    pub ports: usize,
+}
