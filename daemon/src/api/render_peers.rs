@@ -245,11 +245,17 @@ fn capability(capability: &Capability) -> String {
             )
         ),
         Capability::EnhancedRouteRefresh => "enhanced-route-refresh".to_owned(),
+        Capability::LongLivedGracefulRestart(list) if list.is_empty() => {
+            "long-lived-graceful-restart (aware)".to_owned()
+        }
         Capability::LongLivedGracefulRestart(list) => format!(
             "long-lived-graceful-restart {}",
             join(
                 list.iter()
-                    .map(|(afi, safi, _, seconds)| format!("{} {seconds}s", family(*afi, *safi)))
+                    .map(|(afi, safi, forwarding, seconds)| {
+                        let preserved = if *forwarding { " (forwarding)" } else { "" };
+                        format!("{} {seconds}s{preserved}", family(*afi, *safi))
+                    })
                     .collect()
             )
         ),

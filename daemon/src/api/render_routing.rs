@@ -2,6 +2,7 @@
 
 use agentd_proto::v1;
 use bgp::{
+    attributes::format_community,
     driver::wall_clock,
     rib::{Reason, Step},
     speaker::status::{Route, RouteTable},
@@ -9,18 +10,6 @@ use bgp::{
 use dataplane::{kernel::Target, reconcile::KernelRoute};
 
 use super::render::timestamp;
-
-/// RFC 1997 form, with the names of the IANA registry.
-fn community(value: u32) -> String {
-    match value {
-        0xffff_0000 => "graceful-shutdown".to_owned(),
-        0xffff_029a => "blackhole".to_owned(),
-        0xffff_ff01 => "no-export".to_owned(),
-        0xffff_ff02 => "no-advertise".to_owned(),
-        0xffff_ff03 => "no-export-subconfed".to_owned(),
-        value => format!("{}:{}", value >> 16, value & 0xffff),
-    }
-}
 
 pub fn route(table: RouteTable, route: &Route) -> v1::Route {
     let attributes = &route.attributes;
@@ -32,7 +21,7 @@ pub fn route(table: RouteTable, route: &Route) -> v1::Route {
     let communities = attributes
         .communities
         .iter()
-        .map(|value| community(*value))
+        .map(|value| format_community(*value))
         .chain(
             attributes
                 .large_communities

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use bgp::{rib::Role, types::Family};
+use bgp::{rib::Role, speaker::config::LongLived, types::Family};
 use ipnet::IpNet;
 
 use super::{
@@ -15,6 +15,7 @@ use super::{
     neighbor::{self, Neighbor, Neighbors},
     originate, paths,
     policy::Named,
+    restart,
     sections::{defaults, is_name, is_usable, name_rule, seconds},
 };
 
@@ -44,6 +45,7 @@ struct Inherited {
     idle_hold_time: Duration,
     idle_hold_time_max: Duration,
     graceful_restart: Option<GracefulRestart>,
+    long_lived: Option<LongLived>,
 }
 
 /// `None` after an error that leaves nothing to return; `Some(None)` without the section.
@@ -82,6 +84,7 @@ pub(super) fn read(
             graceful_restart: Some(GracefulRestart {
                 restart_time: defaults::RESTART_TIME,
             }),
+            long_lived: None,
         },
     );
     let originate = originate::read(section.sections("originate"), pools);
@@ -181,7 +184,8 @@ fn read_inherited(section: &mut Section<'_, '_, '_>, named: &Named, base: &Inher
         let reason = format!("is less than idle_hold_time, which is \"{first}\"");
         section.error("idle_hold_time_max", Some(span.clone()), reason);
     }
-    let graceful_restart = read_graceful_restart(section);
+    let graceful_restart = restart::read_graceful(section);
+    let long_lived = restart::read_long_lived(section);
     Inherited {
         import: import.unwrap_or_else(|| base.import.clone()),
         export: export.unwrap_or_else(|| base.export.clone()),
@@ -193,27 +197,8 @@ fn read_inherited(section: &mut Section<'_, '_, '_>, named: &Named, base: &Inher
             .map_or(base.idle_hold_time_max, |found| found.value)
             .max(idle_hold_time),
         graceful_restart: graceful_restart.unwrap_or(base.graceful_restart),
+        long_lived: long_lived.unwrap_or(base.long_lived),
     }
-}
-
-/// `false`, or a table with `restart_time`. `None`: not given.
-fn read_graceful_restart(section: &mut Section<'_, '_, '_>) -> Option<Option<GracefulRestart>> {
-    let value = section.value("graceful_restart")?;
-    if value.get_ref().as_bool() == Some(false) {
-        return Some(None);
-    }
-    if !value.get_ref().is_table() {
-        let reason = "expected false or a table such as { restart_time = \"120s\" }";
-        section.error("graceful_restart", Some(value.span()), reason);
-        return None;
-    }
-    let mut table = section.section("graceful_restart");
-    // RFC 4724 §3: twelve bits of seconds.
-    let restart_time = table.duration("restart_time", seconds(1)..=seconds(4095));
-    table.finish();
-    Some(Some(GracefulRestart {
-        restart_time: restart_time.map_or(defaults::RESTART_TIME, |found| found.value),
-    }))
 }
 
 /// What a peer is checked against.
@@ -318,6 +303,7 @@ fn read_peer(
         idle_hold_time_max: own.idle_hold_time_max,
         role,
         graceful_restart: own.graceful_restart,
+        long_lived: own.long_lived,
     };
     Some(match range {
         Some((range, limit)) => Neighbor::Range(Box::new(PeerRange { range, limit, peer })),

@@ -250,4 +250,53 @@ fn inside_a_range_with_a_password_everybody_has_one() {
     }
     let keyed = format!("{peer}password_file = \"key\"\n{range}");
     assert_eq!(errors(keyed), "");
+
+#[test]
+fn long_lived_graceful_restart_is_off_unless_it_is_asked_for() {
+    let peers = parsed(
+        "[bgp]\nasn = 1\nlong_lived_graceful_restart = { stale_time = \"24h\" }\n\
+         [[bgp.peer]]\nname = \"a\"\naddress = \"192.0.2.1\"\nasn = 1\n\
+         [[bgp.peer]]\nname = \"b\"\naddress = \"192.0.2.2\"\nasn = 1\n\
+         long_lived_graceful_restart = false\n\
+         [[bgp.peer]]\nname = \"c\"\naddress = \"192.0.2.3\"\nasn = 1\n\
+         long_lived_graceful_restart = \"aware\"\n",
+    )
+    .bgp
+    .expect("a section")
+    .peers;
+    let times: Vec<_> = peers
+        .iter()
+        .map(|peer| {
+            let times = peer.long_lived?;
+            Some((times.stale_time.as_secs(), times.max_stale_time.as_secs()))
+        })
+        .collect();
+    assert_eq!(times, [Some((86_400, 86_400)), None, Some((0, 0))]);
+
+    let text = |value: &str| format!("[bgp]\nasn = 1\nlong_lived_graceful_restart = {value}\n");
+    let key = "agentd.toml:3: bgp.long_lived_graceful_restart";
+    for (value, expected) in [
+        (
+            "true",
+            ": expected false, \"aware\" or a table such as { stale_time = \"24h\" }",
+        ),
+        (
+            "\"on\"",
+            ": expected false, \"aware\" or a table such as { stale_time = \"24h\" }",
+        ),
+        (
+            "{ }",
+            ".stale_time: is missing; there is no time to suggest",
+        ),
+        (
+            "{ stale_time = \"200d\" }",
+            ".stale_time: \"200d\" is out of range; 1s to 194days 4h 20m 15s are allowed",
+        ),
+        (
+            "{ time = \"1s\" }",
+            ".time: unknown key; known here: stale_time",
+        ),
+    ] {
+        check(&text(value), &format!("{key}{expected}"));
+    }
 }

@@ -26,6 +26,7 @@ mod policy;
 #[cfg(test)]
 mod policy_tests;
 mod pool;
+mod restart;
 #[cfg(test)]
 mod samples;
 mod sections;
@@ -231,6 +232,8 @@ pub struct Peer {
     pub role: Option<::bgp::rib::Role>,
     /// `None`: not offered.
     pub graceful_restart: Option<GracefulRestart>,
+    /// RFC 9494, beside graceful restart. `None`: off.
+    pub long_lived: Option<::bgp::speaker::config::LongLived>,
 }
 
 /// RFC 4724.

@@ -128,6 +128,7 @@ fn a_pool_and_a_peer_get_every_default() {
             graceful_restart: Some(GracefulRestart {
                 restart_time: Duration::from_secs(120),
             }),
+            long_lived: None,
         }]
     );
 }

@@ -192,5 +192,6 @@ pub(crate) fn peer(
     peer.graceful_restart = configured
         .graceful_restart
         .map(|restart| restart.restart_time);
+    peer.long_lived = configured.long_lived;
     Ok(peer)
 }
