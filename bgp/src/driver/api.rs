@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     attributes::Via,
     policy::Policy,
-    rib::{LocalRoute, NextHopState, NotAdvertised, RouteChange},
+    rib::{Drain, LocalRoute, NextHopState, NotAdvertised, RouteChange},
     speaker::{
         AdminError, Applied, SoftReset,
         config::{ConfigError, PeerConfig, RangeConfig},
@@ -91,6 +91,7 @@ pub(super) enum Command {
     AddRange(Box<RangeConfig>, oneshot::Sender<Result<(), AdminError>>),
     Update(Box<Neighbors>, oneshot::Sender<Result<Applied, AdminError>>),
     RemovePeer(String, oneshot::Sender<Result<(), AdminError>>),
+    SetDrain(Drain),
     SetPolicies(
         String,
         Arc<Policy>,
@@ -185,6 +186,11 @@ impl Handle {
         self.ask(|reply| Command::Advertised(peer.to_owned(), prefix, reply))
             .await
             .unwrap_or(Err(NotAdvertised::NotEstablished))
+    }
+
+    /// Takes this speaker out of the network, or back in. Sessions stay.
+    pub async fn set_drain(&self, drain: Drain) {
+        self.send(Command::SetDrain(drain)).await;
     }
 
     /// Adds a neighbour and starts its session.

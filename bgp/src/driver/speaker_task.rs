@@ -357,6 +357,7 @@ impl SpeakerTask {
             }
             Command::Update(neighbors, reply) => drop(reply.send(self.update(now, *neighbors))),
             Command::RemovePeer(name, reply) => drop(reply.send(self.remove(now, &name))),
+            Command::SetDrain(drain) => self.speaker.set_drain(drain),
             Command::SetPolicies(name, import, export, reply) => {
                 drop(reply.send(self.speaker.set_policies(&name, import, export)));
             }

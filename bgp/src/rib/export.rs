@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::{
     shared::Shared,
-    types::{NotAdvertised, PeerKind, PeerRib, Role},
+    types::{Drain, NotAdvertised, PeerKind, PeerRib, Role},
 };
 use crate::{
     attributes::{Attributes, NextHop, SegmentKind, well_known},
@@ -28,6 +28,7 @@ pub(super) struct ExportParameters {
     /// Our number towards an external peer.
     pub(super) local_as: Asn,
     pub(super) remove_private_as: bool,
+    pub(super) drain: Drain,
     pub(super) policy: Arc<Policy>,
     pub(super) negotiated: Arc<Negotiated>,
     /// How many paths of a prefix are sent at most, each with an identifier (RFC 7911). `None`: the
@@ -46,6 +47,7 @@ impl ExportParameters {
             role: session.role.filter(|_| session.kind == PeerKind::External),
             local_as: session.local_as.unwrap_or(shared.config.asn),
             remove_private_as: session.remove_private_as && session.kind == PeerKind::External,
+            drain: shared.drain,
             policy: session.export.clone(),
             negotiated: session.negotiated.clone(),
             paths: session.negotiated.add_path_send[family.index()]
@@ -69,6 +71,9 @@ pub(super) fn withheld(
     source: Source,
     attributes: &Attributes,
 ) -> Option<NotAdvertised> {
+    if to.drain == Drain::Left {
+        return Some(NotAdvertised::Drained);
+    }
     // RFC 4456 §6: between internal peers only by reflection, to or from a client.
     let internal = to.kind == PeerKind::Internal;
     let reflects = to.client && shared.config.cluster_id.is_some();
@@ -138,6 +143,11 @@ pub(super) fn attributes(
         }
     }
     policy::apply(sets, &mut out, to.local_as);
+    if to.drain == Drain::Leaving {
+        // RFC 8326 §4.2
+        out.add_community(well_known::GRACEFUL_SHUTDOWN);
+        out.local_pref = Some(0);
+    }
     if from.has_community(well_known::LLGR_STALE) {
         // RFC 9494 §4.3: whatever policy made of it.
         out.add_community(well_known::LLGR_STALE);

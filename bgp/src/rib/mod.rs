@@ -264,6 +264,20 @@ impl Rib {
         }
     }
 
+    /// Takes this speaker out of the network, or back in.
+    pub fn set_drain(&mut self, drain: Drain) {
+        if std::mem::replace(&mut self.shared.drain, drain) == drain {
+            return;
+        }
+        for index in 1..self.shared.peers.len() {
+            let slot = u16::try_from(index).expect("fewer than 65,536 peers");
+            if self.shared.peer(slot).is_some_and(|peer| peer.up) {
+                self.v4.regroup(&mut self.shared, slot);
+                self.v6.regroup(&mut self.shared, slot);
+            }
+        }
+    }
+
     /// Originates a prefix, or changes what is originated.
     pub fn originate(&mut self, now: Instant, prefix: IpNet, route: LocalRoute) {
         let stamp = self.shared.stamp(now);

@@ -10,7 +10,7 @@ use hashbrown::HashMap;
 use super::{
     interned::{AttributeSets, NextHops},
     path_ids::PathIds,
-    types::{PeerCounts, PeerKind, PeerRib, RibConfig},
+    types::{Drain, PeerCounts, PeerKind, PeerRib, RibConfig},
 };
 use crate::{
     policy::Source,
@@ -76,6 +76,7 @@ pub(super) struct Shared {
     slots: HashMap<PeerId, u16, foldhash::fast::RandomState>,
     pub(super) dirty_peers: VecDeque<PeerId>,
     pub(super) end_of_rib_held: bool,
+    pub(super) drain: Drain,
     pub(super) limits: Limits,
 }
 
@@ -91,6 +92,7 @@ impl Shared {
             peers: vec![None],
             slots: HashMap::default(),
             dirty_peers: VecDeque::new(),
+            drain: Drain::Off,
             limits: Limits::default(),
         }
     }

@@ -172,6 +172,19 @@ impl Default for LocalRoute {
     }
 }
 
+/// Whether this speaker takes itself out of the network. Sessions stay, and so does what is
+/// learned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Drain {
+    #[default]
+    Off,
+    /// What is announced is the last resort of everybody: GRACEFUL_SHUTDOWN (RFC 8326 §4.2), and
+    /// LOCAL_PREF 0 inside the AS.
+    Leaving,
+    /// Nothing is announced.
+    Left,
+}
+
 /// What is known of a next hop. Unreachable until told otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum NextHopState {
@@ -350,6 +363,8 @@ pub enum NotAdvertised {
     /// Kept of a session that ended long ago, and the peer does not know such routes
     /// (RFC 9494 §4.3).
     LongLivedStale,
+    /// This speaker has taken itself out of the network.
+    Drained,
     /// There is no address of our own that could stand as next hop.
     NoNextHop,
     /// The attributes leave no room for a prefix in a message.
@@ -375,6 +390,7 @@ impl fmt::Display for NotAdvertised {
             Self::LongLivedStale => f.write_str(
                 "it is long-lived stale, and the peer has not announced that capability",
             ),
+            Self::Drained => f.write_str("this node is drained"),
             Self::NoNextHop => f.write_str("no address of our own can be its next hop"),
             Self::TooLong => f.write_str("its attributes fill a message"),
         }

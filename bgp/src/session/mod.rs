@@ -70,6 +70,8 @@ pub(crate) struct Settings {
     pub(crate) timers: Timers,
     /// Advertised restart time; `None` turns graceful restart off.
     pub(crate) graceful_restart: Option<Duration>,
+    /// The peer's F bits are taken as set.
+    pub(crate) assume_forwarding: bool,
     /// RFC 9494; counts beside `graceful_restart`.
     pub(crate) long_lived: Option<LongLived>,
     /// Offer to take several paths for a prefix (RFC 7911).

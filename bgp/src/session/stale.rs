@@ -151,13 +151,14 @@ impl Session {
         negotiated: [bool; 2],
     ) {
         let restart = graceful_restart(remote);
+        let assumed = self.settings.assume_forwarding;
         for family in Family::ALL {
             let index = family.index();
             let after = match self.stale[index].take() {
                 None => continue,
                 // RFC 4724 §4.2
                 Some(Stale::Restart { until, then })
-                    if forwards(restart, family) && negotiated[index] =>
+                    if forwards(restart, family, assumed) && negotiated[index] =>
                 {
                     Some(Stale::Returned {
                         by: cx.now + self.settings.timers.stale_time,
@@ -167,7 +168,8 @@ impl Session {
                 }
                 // RFC 9494 §4.2
                 Some(Stale::LongLived { until })
-                    if long_lived(remote, family).is_some_and(|(forwarding, _)| forwarding)
+                    if long_lived(remote, family)
+                        .is_some_and(|(forwarding, _)| forwarding || assumed)
                         && negotiated[index] =>
                 {
                     Some(Stale::LongLived { until })
@@ -271,6 +273,10 @@ impl Session {
     }
 }
 
-fn forwards(restart: Option<GracefulRestart>, family: Family) -> bool {
-    restart.is_some_and(|restart| restart.forwarding[family.index()])
+/// A family that is not listed, and a neighbour without the capability, keep nothing in any case.
+fn forwards(restart: Option<GracefulRestart>, family: Family, assumed: bool) -> bool {
+    restart.is_some_and(|restart| {
+        let index = family.index();
+        restart.forwarding[index] || (assumed && restart.families[index])
+    })
 }

@@ -15,7 +15,7 @@ use crate::{
     attributes::Via,
     message::Notification,
     policy::Policy,
-    rib::{self, LocalRoute, NextHopState, NotAdvertised, Rib},
+    rib::{self, Drain, LocalRoute, NextHopState, NotAdvertised, Rib},
     types::{ConnectionId, Family, PeerId},
 };
 
@@ -214,6 +214,12 @@ impl Speaker {
             self.with_session(now, peer_id, |session, cx| session.start(cx));
         }
         Ok(())
+    }
+
+    /// Takes this speaker out of the network, or back in. Sessions stay.
+    pub fn set_drain(&mut self, drain: Drain) {
+        self.config.drain = drain;
+        self.rib.set_drain(drain);
     }
 
     /// Ends all sessions. A peer that would keep our routes over a restart is just left

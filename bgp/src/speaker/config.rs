@@ -15,8 +15,7 @@ use ipnet::IpNet;
 
 use crate::{
     policy::Policy,
-    rib::LocalRoute,
-    rib::Role,
+    rib::{Drain, LocalRoute, Role},
     types::{Asn, Family},
 };
 
@@ -49,6 +48,8 @@ pub struct SpeakerConfig {
     pub first_sync_timeout: Duration,
     /// Seeds all jitter; two speakers of one simulation get different ones.
     pub seed: u64,
+    /// Whether this speaker is out of the network from the start.
+    pub drain: Drain,
     /// Originated from the start, apart from what commands add; withdrawn by nobody.
     pub originate: Vec<(IpNet, LocalRoute)>,
     pub peers: Vec<PeerConfig>,
@@ -69,6 +70,7 @@ impl SpeakerConfig {
             restarting: None,
             first_sync_timeout: Duration::from_secs(120),
             seed: 0,
+            drain: Drain::Off,
             originate: Vec::new(),
             peers: Vec::new(),
             ranges: Vec::new(),
@@ -172,6 +174,9 @@ pub struct PeerConfig {
     pub timers: Timers,
     /// Advertise graceful restart (RFC 4724) with this restart time, at most 4,095 s.
     pub graceful_restart: Option<Duration>,
+    /// Take it that the peer has kept its forwarding state over a restart, whatever it says: for a
+    /// route reflector, through which nothing is forwarded. Not as RFC 4724 §4.2 wants it.
+    pub assume_forwarding: bool,
     /// Long-lived graceful restart (RFC 9494); counts beside `graceful_restart`. `None`: off.
     pub long_lived: Option<LongLived>,
     /// Configured, but kept in Idle until enabled.
@@ -209,6 +214,7 @@ impl PeerConfig {
             role: None,
             timers: Timers::default(),
             graceful_restart: Some(Duration::from_secs(120)),
+            assume_forwarding: false,
             long_lived: None,
             shutdown: false,
         }

@@ -198,6 +198,7 @@ impl Speaker {
             },
             config,
         };
+        speaker.rib.set_drain(speaker.config.drain);
         for (prefix, route) in std::mem::take(&mut speaker.config.originate) {
             speaker.rib.originate(now, prefix, route);
         }

@@ -160,6 +160,7 @@ pub(super) fn settings(
         refuse_while_held: of_range,
         timers: peer.timers,
         graceful_restart: peer.graceful_restart,
+        assume_forwarding: peer.assume_forwarding,
         long_lived: peer.long_lived,
         add_path_receive: peer.add_path_receive,
         add_path_send: peer.add_path_send > 0,

@@ -83,6 +83,7 @@ pub(super) fn read(
             idle_hold_time_max: defaults::IDLE_HOLD_TIME_MAX,
             graceful_restart: Some(GracefulRestart {
                 restart_time: defaults::RESTART_TIME,
+                assume_forwarding: false,
             }),
             long_lived: None,
         },

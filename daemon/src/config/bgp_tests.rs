@@ -250,6 +250,7 @@ fn inside_a_range_with_a_password_everybody_has_one() {
     }
     let keyed = format!("{peer}password_file = \"key\"\n{range}");
     assert_eq!(errors(keyed), "");
+}
 
 #[test]
 fn long_lived_graceful_restart_is_off_unless_it_is_asked_for() {

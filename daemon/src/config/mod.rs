@@ -241,6 +241,8 @@ pub struct Peer {
 pub struct GracefulRestart {
     /// How long peers keep this node's routes after the session is lost: 1 to 4095 s.
     pub restart_time: Duration,
+    /// A peer that restarted without its forwarding state is treated as if it had kept it.
+    pub assume_forwarding: bool,
 }
 
 /// What is taken from a peer: a built-in policy, or one of the file.

@@ -22,8 +22,10 @@ pub(super) fn read_graceful(section: &mut Section<'_, '_, '_>) -> Option<Option<
     let mut table = section.section("graceful_restart");
     // RFC 4724 §3: twelve bits of seconds.
     let restart_time = table.duration("restart_time", seconds(1)..=seconds(4095));
+    let assume_forwarding = table.boolean("assume_forwarding");
     table.finish();
     Some(Some(GracefulRestart {
+        assume_forwarding: assume_forwarding.is_some_and(|found| found.value),
         restart_time: restart_time.map_or(defaults::RESTART_TIME, |found| found.value),
     }))
 }

@@ -71,6 +71,7 @@ fn the_reference_names_every_key() {
     // Documented once, in [bgp].
     missing.retain(|key| {
         *key != "bgp.peer.graceful_restart.restart_time"
+            && *key != "bgp.peer.graceful_restart.assume_forwarding"
             && *key != "bgp.peer.long_lived_graceful_restart.stale_time"
     });
     // The same as in "match".

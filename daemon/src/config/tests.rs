@@ -127,6 +127,7 @@ fn a_pool_and_a_peer_get_every_default() {
             role: None,
             graceful_restart: Some(GracefulRestart {
                 restart_time: Duration::from_secs(120),
+                assume_forwarding: false,
             }),
             long_lived: None,
         }]
@@ -224,7 +225,7 @@ fn unknown_keys_are_refused_with_the_known_ones() {
     );
     check(
         "[bgp]\nasn = 1\ngraceful_restart = { time = \"1s\" }\n",
-        "agentd.toml:3: bgp.graceful_restart.time: unknown key; known here: restart_time",
+        "agentd.toml:3: bgp.graceful_restart.time: unknown key; known here: assume_forwarding, restart_time",
     );
 }
 

@@ -192,6 +192,9 @@ pub(crate) fn peer(
     peer.graceful_restart = configured
         .graceful_restart
         .map(|restart| restart.restart_time);
+    peer.assume_forwarding = configured
+        .graceful_restart
+        .is_some_and(|restart| restart.assume_forwarding);
     peer.long_lived = configured.long_lived;
     Ok(peer)
 }

@@ -264,3 +264,51 @@ fn a_change_of_export_amid_a_refresh_does_not_leave_it_without_an_end() {
     assert_eq!(receiver.refresh_markers, [1, 1, 2]);
     assert!(receiver.held.is_empty());
 }
+
+#[test]
+fn a_speaker_that_leaves_is_the_last_resort_first_and_then_announces_nothing() {
+    // RFC 8326 §4.2
+    use crate::attributes::well_known::GRACEFUL_SHUTDOWN;
+    let peers = [external(81), client(83)];
+    let mut fixture = Fixture::with_peers(config(), peers.clone());
+    fixture
+        .rib
+        .originate(fixture.now, net(ROUTE), LocalRoute::default());
+    let mut receivers = [(81, &peers[0]), (83, &peers[1])]
+        .map(|(n, session)| received_by(&mut fixture, n, session));
+    let route = |receiver: &Receiver| {
+        let held = receiver.held.get(&net(ROUTE));
+        held.map(|route| (route.communities.clone(), route.local_pref))
+    };
+    let plain = [Some((vec![], None)), Some((vec![], Some(100)))];
+    let last = [
+        Some((vec![GRACEFUL_SHUTDOWN], None)),
+        Some((vec![GRACEFUL_SHUTDOWN], Some(0))),
+    ];
+    for (drain, expected) in [
+        (Drain::Off, &plain),
+        (Drain::Leaving, &last),
+        (Drain::Left, &[None, None]),
+        (Drain::Off, &plain),
+        (Drain::Left, &[None, None]),
+        (Drain::Leaving, &last),
+    ] {
+        fixture.rib.set_drain(drain);
+        for (receiver, expected) in receivers.iter_mut().zip(expected) {
+            receiver.forgiving = true;
+            receiver.drain(&mut fixture.rib);
+            assert_eq!(route(receiver), *expected, "{drain:?}");
+            assert_eq!(receiver.end_of_rib, [1, 1]);
+        }
+    }
+    fixture.rib.set_drain(Drain::Left);
+    assert_eq!(
+        fixture.rib.advertised(PeerId(81), net(ROUTE)),
+        Err(NotAdvertised::Drained)
+    );
+    // Who comes later gets nothing either, but the marker.
+    fixture.rib.peer_up(PeerId(82), external(82));
+    let late = received_by(&mut fixture, 82, &external(82));
+    assert!(late.held.is_empty());
+    assert_eq!(late.end_of_rib, [1, 1]);
+}

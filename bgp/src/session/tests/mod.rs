@@ -34,6 +34,7 @@ fn settings() -> Settings {
         passive: false,
         timers: Timers::default(),
         graceful_restart: None,
+        assume_forwarding: false,
         long_lived: None,
         role: None,
         restarting: None,

@@ -238,3 +238,73 @@ fn a_peer_that_never_comes_back_leaves_nothing() {
     assert_eq!(swept(&bench.take()), Family::ALL);
     assert_eq!(bench.session.deadline(), None);
 }
+
+#[test]
+fn an_end_of_rib_that_comes_with_the_end_of_the_stale_time_is_taken_in_either_order() {
+    for marker_first in [true, false] {
+        let (mut bench, connection) = Bench::established(config(), restarting_open(false));
+        bench.with(|session, cx| session.closed(cx, connection, "reset".into()));
+        let connection = come_back(&mut bench, restarting_open(false));
+        bench.take();
+        let end = bench.now + config().timers.stale_time;
+        while bench.now + Duration::from_secs(2) < end {
+            bench.run_for(Duration::from_secs(2));
+            bench.message(connection, Message::Keepalive);
+            bench.session.writable(connection);
+        }
+        bench.take();
+        // Both are there when the machine is asked again.
+        bench.now = end;
+        if marker_first {
+            bench.message(connection, end_of_rib(Family::Ipv4Unicast));
+            bench.with(|session, cx| session.timeout(cx));
+            assert_eq!(swept(&bench.take()), [Family::Ipv6Unicast]);
+        } else {
+            bench.with(|session, cx| session.timeout(cx));
+            bench.message(connection, end_of_rib(Family::Ipv4Unicast));
+            assert_eq!(swept(&bench.take()), Family::ALL);
+        }
+        assert_eq!(bench.session.peer_state(), PeerState::Established);
+        // A later loss begins anew.
+        bench.with(|session, cx| session.closed(cx, connection, "reset".into()));
+        let actions = bench.take();
+        assert_eq!((down(&actions), swept(&actions)), (Some([true; 2]), vec![]));
+    }
+}
+
+#[test]
+fn a_return_within_the_last_moment_of_the_restart_time_keeps_the_routes() {
+    let (mut bench, connection) = Bench::established(config(), restarting_open(false));
+    bench.with(|session, cx| session.closed(cx, connection, "reset".into()));
+    // The OPENs are exchanged in time, and the KEEPALIVE waits in the socket.
+    let connection = bench.accept().unwrap();
+    bench.open(connection, restarting_open(false));
+    bench.take();
+    bench.now += Duration::from_secs(60);
+    bench.message(connection, Message::Keepalive);
+    bench.with(|session, cx| session.timeout(cx));
+    assert_eq!(bench.session.peer_state(), PeerState::Established);
+    assert_eq!(swept(&bench.take()), []);
+}
+
+#[test]
+fn a_reflector_that_kept_nothing_may_be_believed_all_the_same_but_only_where_it_says_the_family() {
+    let returned = |families: Vec<(u16, u8, bool)>| {
+        let mut assuming = config();
+        assuming.assume_forwarding = true;
+        let (mut bench, connection) = Bench::established(assuming, restarting_open(false));
+        bench.with(|session, cx| session.closed(cx, connection, "reset".into()));
+        let mut open = remote_open();
+        open.capabilities.push(Capability::GracefulRestart {
+            restarting: false,
+            notification: false,
+            restart_time: 60,
+            families,
+        });
+        come_back(&mut bench, open);
+        swept(&bench.take())
+    };
+    assert_eq!(returned(vec![(1, 1, false), (2, 1, false)]), []);
+    assert_eq!(returned(vec![(1, 1, false)]), [Family::Ipv6Unicast]);
+    assert_eq!(returned(vec![]), Family::ALL);
+}
