@@ -201,3 +201,7 @@ fn set_option<T>(
 pub(super) fn listens_for(listener: SocketAddr, peer: IpNet) -> bool {
     listener.is_ipv4() == peer.addr().is_ipv4()
 }
+
+#[cfg(test)]
+#[path = "socket_tests.rs"]
+mod tests;

@@ -6,6 +6,7 @@
 
 #![allow(clippy::disallowed_methods)]
 
+mod restarts;
 mod scenarios;
 mod world;
 
@@ -18,11 +19,12 @@ use std::{
 };
 
 use bgp::{
+    attributes::well_known,
     policy::Policy,
     rib::Table,
     speaker::{
         SoftReset,
-        config::{PeerConfig, SpeakerConfig},
+        config::{LongLived, PeerConfig, SpeakerConfig},
     },
     types::{Asn, Family},
 };
@@ -30,8 +32,9 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use self::world::{NodeId, World, address, address6};
 
-/// Seeds of an ordinary run.
-const SEEDS: u64 = 240;
+/// Seeds of an ordinary run, spread over `SHARDS` tests that run side by side.
+const SEEDS: u64 = 1040;
+const SHARDS: u64 = 8;
 /// Faults happen within this time; then everything is whole and must come to rest.
 const TROUBLE: Duration = Duration::from_secs(120);
 /// Longer than any back-off, restart time and hold time in use.
@@ -127,6 +130,13 @@ impl Plan {
                     peer.timers.open_delay = Duration::from_secs(2);
                 }
                 peer.graceful_restart = (restart || rng.bool()).then(|| Duration::from_secs(60));
+                peer.long_lived =
+                    [None, Some(0), Some(40), Some(90)][rng.usize(..4)].map(|time| LongLived {
+                        stale_time: Duration::from_secs(time),
+                        max_stale_time: Duration::from_secs(time),
+                    });
+                peer.add_path_receive = rng.bool();
+                peer.add_path_send = [0, 2, u16::MAX][rng.usize(..3)];
                 configs[node].peers.push(peer);
             }
         }
@@ -288,6 +298,13 @@ fn check(world: &World, plan: &Plan) {
             after: None,
             limit: 10_000,
         });
+        assert!(
+            listed.routes.iter().all(
+                |route| !route.stale && !route.attributes.has_community(well_known::LLGR_STALE)
+            ),
+            "{:?}: node {id} has stale routes",
+            plan.shape
+        );
         let listed: BTreeSet<_> = listed
             .routes
             .iter()
@@ -321,19 +338,42 @@ fn check_next_hop(plan: &Plan, node: NodeId, origin: NodeId, hop: IpAddr) {
     }
 }
 
-#[test]
-fn all_tables_are_right_in_the_end_whatever_happens() {
+fn run_shard(shard: u64) {
     let from_environment = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
-    if let Some(seed) = from_environment("BGP_SIM_SEED") {
-        return run(seed);
-    }
-    let seeds = from_environment("BGP_SIM_SEEDS").unwrap_or(SEEDS);
-    for seed in 0..seeds {
-        if catch_unwind(AssertUnwindSafe(|| run(seed))).is_err() {
-            panic!("repeat with: BGP_SIM_SEED={seed} cargo test -p bgp --test simulation");
+    let only: Option<u64> = from_environment("BGP_SIM_SEED");
+    let seeds = match only {
+        Some(seed) => seed..seed + 1,
+        None => 0..from_environment("BGP_SIM_SEEDS").unwrap_or(SEEDS),
+    };
+    for seed in seeds.filter(|seed| seed % SHARDS == shard) {
+        if only.is_some() {
+            run(seed);
+        } else if catch_unwind(AssertUnwindSafe(|| run(seed))).is_err() {
+            panic!(
+                "repeat with: BGP_SIM_SEED={seed} cargo test -p bgp --test simulation all_tables"
+            );
         }
     }
 }
+
+macro_rules! shards {
+    ($($name:ident $shard:literal)*) => {
+        mod all_tables_are_right_in_the_end_whatever_happens {
+            $(#[test]
+            fn $name() {
+                super::run_shard($shard);
+            })*
+
+            #[test]
+            fn and_no_seed_is_left_out() {
+                let shards = [$($shard),*];
+                assert!(shards.into_iter().eq(0..super::SHARDS));
+            }
+        }
+    };
+}
+
+shards! { seeds_0 0 seeds_1 1 seeds_2 2 seeds_3 3 seeds_4 4 seeds_5 5 seeds_6 6 seeds_7 7 }
 
 #[test]
 fn a_run_is_the_same_each_time() {

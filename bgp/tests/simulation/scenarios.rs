@@ -17,25 +17,25 @@ use super::{
     world::{NodeId, World, address},
 };
 
-fn config(asn: u32, node: NodeId) -> SpeakerConfig {
+pub(super) fn config(asn: u32, node: NodeId) -> SpeakerConfig {
     let mut config = SpeakerConfig::new(Asn(asn), address(node));
     config.seed = node as u64 + 1;
     config
 }
 
-fn peer(node: NodeId, asn: u32) -> PeerConfig {
+pub(super) fn peer(node: NodeId, asn: u32) -> PeerConfig {
     let mut peer = PeerConfig::new(format!("n{node}"), address(node).into(), Asn(asn));
     peer.import = Arc::new(Policy::all());
     peer.export = Arc::new(Policy::all());
     peer
 }
 
-fn run_for(world: &mut World, seconds: u64) {
+pub(super) fn run_for(world: &mut World, seconds: u64) {
     let end = world.now + Duration::from_secs(seconds);
     world.run_until(end);
 }
 
-fn status(world: &World, node: NodeId, other: NodeId) -> PeerStatus {
+pub(super) fn status(world: &World, node: NodeId, other: NodeId) -> PeerStatus {
     let name = format!("n{other}");
     let peers = world.nodes[node].speaker.peers();
     let found = peers.into_iter().find(|peer| peer.name == name);
@@ -43,7 +43,7 @@ fn status(world: &World, node: NodeId, other: NodeId) -> PeerStatus {
 }
 
 /// Node 0 reflects between the others.
-fn reflector(clients: usize) -> World {
+pub(super) fn reflector(clients: usize) -> World {
     let mut hub = config(64512, 0);
     hub.cluster_id = Some(address(0));
     let mut configs = Vec::new();

@@ -525,6 +525,14 @@ impl World {
 
     /// Starts a killed node again, with what it originated before.
     pub fn start(&mut self, node: NodeId, restarting: bool) {
+        self.start_unfinished(node, restarting);
+        let now = self.now;
+        self.nodes[node].speaker.originations_synced(now);
+        self.settle(node);
+    }
+
+    /// The same, but what it originates is never complete, so that it sends no End-of-RIB.
+    pub fn start_unfinished(&mut self, node: NodeId, restarting: bool) {
         self.say(|| format!("start {node}"));
         let now = self.now;
         let seed = self.rng.u64(..);
@@ -545,7 +553,6 @@ impl World {
         for prefix in this.originated.clone() {
             this.speaker.originate(now, prefix, LocalRoute::default());
         }
-        this.speaker.originations_synced(now);
         self.settle(node);
     }
 

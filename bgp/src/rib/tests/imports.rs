@@ -434,3 +434,56 @@ fn paths_with_different_path_ids_stand_side_by_side() {
     );
     assert_eq!(fixture.next_hops("10.0.0.0/24"), ["192.0.2.52"]);
 }
+
+/// Counts warnings.
+#[derive(Clone, Default)]
+struct Warnings(Arc<std::sync::atomic::AtomicUsize>);
+
+impl tracing::Subscriber for Warnings {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() == tracing::Level::WARN
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn a_peer_that_comes_near_its_limit_is_warned_of_once_in_each_session() {
+    let warnings = Warnings::default();
+    let count = || warnings.0.load(std::sync::atomic::Ordering::Relaxed);
+    tracing::subscriber::with_default(warnings.clone(), || {
+        let limited = PeerRib {
+            max_prefixes: [Some(4); 2],
+            warn_prefixes: [Some(2); 2],
+            ..external(11)
+        };
+        let mut fixture = Fixture::with_peers(config(), [limited.clone()]);
+        let attributes = attributes(&[65011], "192.0.2.11");
+        let mut expected = 0;
+        for _ in 0..2 {
+            for (index, warned) in [0, 0, 1, 0].into_iter().enumerate() {
+                let prefix = net(&format!("10.0.{index}.0/24"));
+                fixture.update(11, announce(&attributes, &[prefix]));
+                expected += warned;
+                assert_eq!(count(), expected, "prefix {index}");
+            }
+            fixture.rib.peer_down(PeerId(11), [false; 2]);
+            fixture.settle();
+            fixture.rib.peer_up(PeerId(11), limited.clone());
+        }
+    });
+}
