@@ -169,6 +169,7 @@ fn mapped(error: &Error) -> Mapped {
             "workload",
             id.to_string(),
         ),
+        Error::Drained => plain(Code::FailedPrecondition, "NODE_DRAINED"),
         Error::Stopping => plain(Code::Unavailable, "STOPPING"),
         Error::Unavailable { part, .. } => with(
             Code::Unavailable,

@@ -1,11 +1,19 @@
 //! `NodeService`.
 
+use std::time::Duration;
+
 use agentd_proto::v1::{self, node_service_server::NodeService};
 use bgp::{driver::wall_clock, speaker::status::PeerState};
 use tonic::{Request, Response, Status};
 
 use super::{Context, render};
-use crate::{node::Error, peers::Effect};
+use crate::{
+    node::{Drain, Error, drain::MAX_TIMEOUT},
+    peers::Effect,
+};
+
+/// When the caller does not say.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug)]
 pub(super) struct Node(pub(super) Context);
@@ -42,6 +50,8 @@ impl NodeService for Node {
             peers_established: render::count(established),
             routes_learned: render::count(dataplane.learned_routes),
             routes_installed: render::count(dataplane.learned_installed),
+            drain_state: drain_state(node.drain).into(),
+            withdrawn_at: withdrawn_at(node.drain),
             dataplane: Some(v1::Dataplane {
                 objects: render::count(dataplane.objects),
                 pending: render::count(dataplane.pending),
@@ -78,6 +88,32 @@ impl NodeService for Node {
             needs_restart: report.needs_restart,
         }))
     }
+
+    async fn drain(
+        &self,
+        request: Request<v1::DrainRequest>,
+    ) -> Result<Response<v1::DrainResponse>, Status> {
+        let timeout = match request.into_inner().timeout {
+            None => DRAIN_TIMEOUT,
+            Some(timeout) => Duration::try_from(timeout)
+                .ok()
+                .filter(|timeout| *timeout <= MAX_TIMEOUT)
+                .ok_or_else(|| Error::invalid("timeout", "is not between 0 and 1 h"))?,
+        };
+        let drain = self.0.node.drain(timeout).await?;
+        Ok(Response::new(v1::DrainResponse {
+            state: drain_state(drain).into(),
+            withdrawn_at: withdrawn_at(drain),
+        }))
+    }
+
+    async fn undrain(
+        &self,
+        _request: Request<v1::UndrainRequest>,
+    ) -> Result<Response<v1::UndrainResponse>, Status> {
+        self.0.node.undrain().await?;
+        Ok(Response::new(v1::UndrainResponse {}))
+    }
 }
 
 fn effect(effect: Effect) -> v1::reload_change::Effect {
@@ -88,5 +124,20 @@ fn effect(effect: Effect) -> v1::reload_change::Effect {
         Effect::Added => v1::reload_change::Effect::Added,
         Effect::Removed => v1::reload_change::Effect::Removed,
         Effect::Failed => v1::reload_change::Effect::Failed,
+    }
+}
+
+fn drain_state(drain: Drain) -> v1::DrainState {
+    match drain {
+        Drain::Off => v1::DrainState::None,
+        Drain::Leaving { .. } => v1::DrainState::Leaving,
+        Drain::Left => v1::DrainState::Drained,
+    }
+}
+
+fn withdrawn_at(drain: Drain) -> Option<prost_types::Timestamp> {
+    match drain {
+        Drain::Leaving { wall, .. } => Some(render::timestamp(wall)),
+        Drain::Off | Drain::Left => None,
     }
 }

@@ -8,6 +8,7 @@
 
 mod block;
 mod client;
+mod drain;
 mod explain;
 mod output;
 mod peer;
@@ -67,6 +68,10 @@ enum Format {
 enum Command {
     /// Show how the agent is and what it waits for
     Status,
+    /// Take the node out of the network: announce its blocks as a last resort, then withdraw them
+    Drain(drain::Arguments),
+    /// Announce the blocks of the node again
+    Undrain,
     /// Add, delete and look at workloads
     #[command(subcommand)]
     Workload(workload::Command),
@@ -111,6 +116,8 @@ async fn execute(cli: Cli) -> Result<ExitCode, Error> {
     let mut out = Output::new(cli.output == Format::Json);
     match cli.command {
         Command::Status => status::run(&client, &mut out).await?,
+        Command::Drain(arguments) => drain::drain(arguments, &client, &mut out).await?,
+        Command::Undrain => drain::undrain(&client, &mut out).await?,
         Command::Workload(command) => workload::run(command, &client, &mut out).await?,
         Command::Block(command) => block::run_block(command, &client, &mut out).await?,
         Command::Pool(command) => block::run_pool(command, &client, &mut out).await?,

@@ -27,6 +27,7 @@ pub async fn run(client: &Client, out: &mut Output) -> Result<(), Error> {
         }
         text
     };
+    let drain = super::drain::state(status.drain_state(), status.withdrawn_at.as_ref());
     let workloads = match status.workloads_failed {
         0 => status.workloads.to_string(),
         failed => format!("{} ({failed} failed)", status.workloads),
@@ -45,6 +46,7 @@ pub async fn run(client: &Client, out: &mut Output) -> Result<(), Error> {
         ("Version", status.version),
         ("Started", time::moment(status.started_at.as_ref())),
         ("Ready", ready),
+        ("Drain", drain),
         ("Address", status.address),
         ("Address (IPv6)", status.address6),
         ("AS number", status.asn.to_string()),

@@ -3,7 +3,7 @@
 use std::{mem, sync::Arc};
 
 use super::{
-    Adder, Caller, Error, Node, Pending, Phase, Queued, WaitFor, Workload, WorkloadId,
+    Adder, Caller, Drain, Error, Node, Pending, Phase, Queued, WaitFor, Workload, WorkloadId,
     WorkloadSpec, attachment::Attachment, handle::Added,
 };
 use crate::{
@@ -65,6 +65,9 @@ impl Node {
         spec: WorkloadSpec,
         wait: WaitFor,
     ) -> Result<(), Error> {
+        if self.drain != Drain::Off {
+            return Err(Error::Drained);
+        }
         self.check_attachment(&spec.attachment)?;
         self.check_ports(&spec.access)?;
         let scope = match (&spec.attachment, spec.pool.as_deref()) {

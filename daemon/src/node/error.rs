@@ -92,6 +92,8 @@ pub enum Error {
     WatcherBehind { limit: usize },
     #[error("workload {0} is programmed, but no peer has its block yet; the workload stays")]
     NotAdvertised(WorkloadId),
+    #[error("this node is drained and takes no new workloads; `agentctl undrain` ends that")]
+    Drained,
     #[error("agentd is stopping")]
     Stopping,
     #[error("{part} cannot be asked now: {text}")]

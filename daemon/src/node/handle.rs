@@ -9,12 +9,13 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Error, WaitFor, WorkloadId, WorkloadSpec,
+    Drain, Error, WaitFor, WorkloadId, WorkloadSpec,
     view::{AddressView, BlockView, NodeStatus, PoolView, WatchEvent, WorkloadView},
 };
 
@@ -57,6 +58,8 @@ pub enum Request {
     Blocks(Reply<Vec<BlockView>>),
     Address(IpAddr, Reply<AddressView>),
     Status(Reply<NodeStatus>),
+    Drain(Duration, Reply<Result<Drain, Error>>),
+    Undrain(Reply<Result<Drain, Error>>),
 }
 
 /// The set of workloads at one moment, and every change after it.
@@ -194,5 +197,15 @@ impl NodeHandle {
 
     pub async fn status(&self) -> Result<NodeStatus, Error> {
         self.ask(Request::Status).await
+    }
+
+    /// Returns when it is durable and the speaker is told; everything is withdrawn after the
+    /// timeout.
+    pub async fn drain(&self, timeout: Duration) -> Result<Drain, Error> {
+        self.ask(|reply| Request::Drain(timeout, reply)).await?
+    }
+
+    pub async fn undrain(&self) -> Result<Drain, Error> {
+        self.ask(Request::Undrain).await?
     }
 }

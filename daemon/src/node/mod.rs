@@ -44,6 +44,7 @@ pub mod access;
 pub mod attachment;
 mod blocks;
 mod commands;
+pub mod drain;
 pub mod error;
 pub mod handle;
 mod names;
@@ -65,6 +66,7 @@ use bgp::rib::RouteChange;
 use dataplane::desired::{Detail, Event, Failure, LearnedRoute, Object, ObjectId, Source, Via};
 use ipnet::IpNet;
 
+pub use drain::Drain;
 pub use error::Error;
 pub use spec::{WorkloadId, WorkloadSpec};
 
@@ -102,6 +104,8 @@ pub enum Reply {
     Added(Result<Added, Error>),
     /// Whether there was something to delete.
     Deleted(Result<bool, Error>),
+    /// To a drain or its end.
+    Drain(Result<Drain, Error>),
 }
 
 /// What the caller of the core has to do, in this order.
@@ -120,6 +124,8 @@ pub enum Output {
     Originate(IpNet),
     /// Tell the speaker; answer with [`Node::handle_withdrawn`].
     Withdraw(IpNet),
+    /// Tell the speaker.
+    Drain(bgp::rib::Drain),
     /// Once: the blocks of the earlier run are originated.
     OriginationsSynced,
     Reply {
@@ -240,6 +246,8 @@ enum Pending {
     DropBlock(IpNet),
     /// The deletion of the record of a block that is not held.
     Orphan(IpNet),
+    /// Who asked, and what holds then.
+    Drain(Caller, Drain),
 }
 
 /// See the module.
@@ -271,6 +279,7 @@ pub struct Node {
     ready: bool,
     /// Learned routes go to the kernel.
     install_routes: bool,
+    drain: Drain,
     cursor: u64,
     /// Deletions of records that nobody needs any more; they go along with the next change.
     leftover: Vec<Record>,
@@ -308,10 +317,12 @@ impl Node {
             swept_workloads: false,
             ready: false,
             install_routes: true,
+            drain: Drain::Off,
             cursor: 0,
             leftover: Vec::new(),
             outputs: VecDeque::new(),
         };
+        node.set_drain(Drain::recovered(now, recovered.drained));
         node.follow_blocks();
         node.unoriginated = node
             .blocks
@@ -371,13 +382,14 @@ impl Node {
     /// When to call [`Node::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Instant> {
         let retry = self.retries.iter().map(|(at, _)| *at).min();
-        [retry, self.ipam.poll_timeout()]
+        [retry, self.ipam.poll_timeout(), self.drain_deadline()]
             .into_iter()
             .flatten()
             .min()
     }
 
     pub fn handle_timeout(&mut self, now: Now) {
+        self.drain_timeout(now);
         self.ipam.handle_timeout(now);
         self.follow_blocks();
         let (due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.retries)
@@ -419,6 +431,7 @@ impl Node {
                 }
             },
             Pending::DropBlock(cidr) => self.drop_block_done(now, cidr, result),
+            Pending::Drain(caller, drain) => self.drain_done(caller, drain, result),
             Pending::Orphan(_) => {
                 if result.is_err() {
                     self.retries.push((now.instant + RETRY, pending));

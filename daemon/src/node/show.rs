@@ -96,6 +96,7 @@ impl Node {
             in_flight: count(self.awaited.len()),
             blocks: count(self.ipam.block_count()),
             blocks_active: count(active),
+            drain: self.drain,
         }
     }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod attachments;
+mod drain;
 mod world;
 
 use std::time::Duration;

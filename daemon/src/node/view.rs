@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc, time::SystemTime};
 
 use ipnet::IpNet;
 
-use super::{WorkloadId, WorkloadSpec};
+use super::{Drain, WorkloadId, WorkloadSpec};
 
 /// How far a workload has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +113,7 @@ pub struct NodeStatus {
     pub in_flight: u64,
     pub blocks: u64,
     pub blocks_active: u64,
+    pub drain: Drain,
 }
 
 /// What the node knows about an address.

@@ -180,7 +180,10 @@ impl Node {
             // It may be held again by now.
             Pending::Orphan(cidr) if self.holds(now, *cidr) => return,
             Pending::Orphan(cidr) => vec![Record::DeleteBlock(*cidr)],
-            Pending::Put { .. } | Pending::Release { .. } | Pending::Claim(_) => return,
+            Pending::Put { .. }
+            | Pending::Release { .. }
+            | Pending::Claim(_)
+            | Pending::Drain(..) => return,
         };
         self.persist(pending, records);
     }

@@ -52,6 +52,10 @@ pub(super) async fn to_speaker(
                 speaker.originations_synced().await;
                 continue;
             }
+            ToSpeaker::Drain(drain) => {
+                speaker.set_drain(drain).await;
+                continue;
+            }
             ToSpeaker::NextHops(states) => {
                 speaker.set_next_hops(states).await;
                 continue;

@@ -41,7 +41,7 @@ use crate::{
     api::{self, network::Live, network::Network, socket},
     config::Config,
     ipam::Now,
-    node::{Node, handle::NodeHandle},
+    node::{Drain, Node, handle::NodeHandle},
     peers::{Manager, PeersHandle, SavedError, log_reload},
     store::{Recovered, Store, StoreError},
     telemetry::{
@@ -152,6 +152,8 @@ pub async fn run(mut config: Config, text: String) -> Result<(), StartError> {
             let restarting = restarting(&dataplane, &recovered).await;
             let mut config = setup::speaker(bgp, &pools, router_id, restarting)?;
             manager.mark_shutdowns(&mut config);
+            // From the first message on.
+            config.drain = Drain::recovered(Now::read(), recovered.drained).announce();
             // So that one session carries the blocks of both families.
             config.next_hop_self = [
                 identity.address.map(IpAddr::V4),

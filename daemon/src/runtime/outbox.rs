@@ -119,6 +119,7 @@ pub(super) enum ToSpeaker {
     Originate(Vec<IpNet>),
     Withdraw(Vec<IpNet>),
     OriginationsSynced,
+    Drain(bgp::rib::Drain),
     NextHops(Vec<(bgp::attributes::Via, NextHopState)>),
 }
 

@@ -31,7 +31,7 @@ use crate::{
     api::Health,
     ipam::Now,
     node::{
-        Caller, Error, Node, Output, Reply, Token,
+        Caller, Drain, Error, Node, Output, Reply, Token,
         handle::{Added, IN_FLIGHT, Request, Watcher},
     },
     peers::{PeerEvent, PeersHandle},
@@ -57,6 +57,7 @@ pub(super) enum Ack {
 enum Waiter {
     Add(oneshot::Sender<Result<Added, Error>>),
     Delete(oneshot::Sender<Result<bool, Error>>),
+    Drain(oneshot::Sender<Result<Drain, Error>>),
 }
 
 impl Waiter {
@@ -64,6 +65,7 @@ impl Waiter {
         match self {
             Waiter::Add(reply) => reply.is_closed(),
             Waiter::Delete(reply) => reply.is_closed(),
+            Waiter::Drain(reply) => reply.is_closed(),
         }
     }
 }
@@ -245,6 +247,12 @@ impl Task {
                     Some(outbox) => outbox.put(ToSpeaker::Withdraw(vec![cidr])),
                     None => self.node.handle_withdrawn(cidr),
                 },
+                Output::Drain(drain) => {
+                    tracing::info!(?drain, "announcements change");
+                    if let Some(outbox) = &mut self.to_speaker {
+                        outbox.put(ToSpeaker::Drain(drain));
+                    }
+                }
                 Output::OriginationsSynced => {
                     if let Some(outbox) = &mut self.to_speaker {
                         outbox.put(ToSpeaker::OriginationsSynced);
@@ -256,6 +264,9 @@ impl Task {
                         let _ = sender.send(result);
                     }
                     (Some(Waiter::Delete(sender)), Reply::Deleted(result)) => {
+                        let _ = sender.send(result);
+                    }
+                    (Some(Waiter::Drain(sender)), Reply::Drain(result)) => {
                         let _ = sender.send(result);
                     }
                     _ => {}
@@ -318,6 +329,24 @@ impl Task {
                 None => {
                     let caller = self.caller(Waiter::Delete(reply));
                     self.node.handle_delete(now, caller, id, generation);
+                }
+            },
+            Request::Drain(timeout, reply) => match refused {
+                Some(error) => {
+                    let _ = reply.send(Err(error));
+                }
+                None => {
+                    let caller = self.caller(Waiter::Drain(reply));
+                    self.node.handle_drain(now, caller, timeout);
+                }
+            },
+            Request::Undrain(reply) => match refused {
+                Some(error) => {
+                    let _ = reply.send(Err(error));
+                }
+                None => {
+                    let caller = self.caller(Waiter::Drain(reply));
+                    self.node.handle_undrain(caller);
                 }
             },
             Request::Get(id, reply) => {

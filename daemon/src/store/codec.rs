@@ -2,7 +2,7 @@
 //!
 //! | table | key | value |
 //! |---|---|---|
-//! | `meta` | `schema`, `generation`, `sequence` | number |
+//! | `meta` | `schema`, `generation`, `sequence`, `drained` (ms) | number |
 //! | `workloads` | id | [`WorkloadRow`] |
 //! | `blocks` | address (4 or 16 bytes) and prefix length | [`BlockRow`] |
 //! | `cooling` | address (4 or 16 bytes) | [`CoolingRow`] |
@@ -191,13 +191,13 @@ fn decode_block_key(bytes: &[u8]) -> Result<IpNet, DecodeError> {
     }
 }
 
-fn encode_time(time: SystemTime) -> u64 {
+pub(super) fn encode_time(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH);
     let milliseconds = since.unwrap_or(Duration::ZERO).as_millis();
     u64::try_from(milliseconds).unwrap_or(u64::MAX)
 }
 
-fn decode_time(milliseconds: u64) -> Result<SystemTime, DecodeError> {
+pub(super) fn decode_time(milliseconds: u64) -> Result<SystemTime, DecodeError> {
     let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(milliseconds));
     time.map_or_else(|| bad(format_args!("{milliseconds} ms is no time")), Ok)
 }

@@ -67,6 +67,7 @@ pub(super) enum Undo {
     Workload(String, Option<Vec<u8>>),
     Block(Vec<u8>, Option<Vec<u8>>),
     Cooling(Vec<u8>, Option<Vec<u8>>),
+    Drained(u64),
 }
 
 /// Anything redb complains about while reading or writing.
@@ -453,6 +454,13 @@ fn read(file: &Path, database: &Database) -> Result<(Recovered, u64), StoreError
         Ok(value.map_or(0, |value| value.value()))
     };
     recovered.generation = number("generation")?;
+    recovered.drained = match number("drained")? {
+        0 => None,
+        at => {
+            let at = codec::decode_time(at);
+            Some(at.map_err(|error| undecodable("the time of a drain", error))?)
+        }
+    };
     let sequence = number("sequence")?;
     Ok((recovered, sequence))
 }
@@ -510,6 +518,11 @@ pub(super) fn write<'r>(
                         meta.insert("generation", generation)?;
                     }
                 }
+                Record::Drained(at) => {
+                    let value = at.map_or(0, codec::encode_time);
+                    let old = meta.insert("drained", value)?.map_or(0, |old| old.value());
+                    undo.push(Undo::Drained(old));
+                }
             }
         }
     }
@@ -549,6 +562,9 @@ fn take_back(database: &Database, batch: &Doubtful) -> Result<(), Failure> {
                 }
                 Undo::Cooling(key, None) => {
                     cooling.remove(key.as_slice())?;
+                }
+                Undo::Drained(old) => {
+                    meta.insert("drained", old)?;
                 }
             }
         }

@@ -23,6 +23,9 @@ pub enum Record {
     /// The highest generation given out. A lower one than is stored changes nothing: the counter
     /// never goes backwards.
     Generation(u64),
+    /// The node is out of the network, or will be at this time; kept with a resolution of a
+    /// millisecond. `None`: it is not.
+    Drained(Option<SystemTime>),
 }
 
 /// A workload and the addresses it holds.
@@ -67,4 +70,6 @@ pub struct Recovered {
     pub cooling: Vec<CoolingRecord>,
     /// The highest generation ever given out; 0 at first.
     pub generation: u64,
+    /// See [`Record::Drained`].
+    pub drained: Option<SystemTime>,
 }

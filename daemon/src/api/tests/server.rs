@@ -2,6 +2,7 @@
 //! made up.
 
 use std::{
+    collections::VecDeque,
     net::IpAddr,
     path::PathBuf,
     sync::Arc,
@@ -176,6 +177,7 @@ async fn obliging(mut requests: mpsc::Receiver<Request>) {
     let mut watchers: Vec<Watcher> = Vec::new();
     let mut adds = Vec::new();
     let mut deletes = Vec::new();
+    let mut drains = VecDeque::new();
     loop {
         let now = Now::read();
         while let Some(output) = node.poll_output() {
@@ -205,8 +207,15 @@ async fn obliging(mut requests: mpsc::Receiver<Request>) {
                 }
                 Output::Originate(cidr) => node.handle_originated(now, cidr),
                 Output::Withdraw(cidr) => node.handle_withdrawn(cidr),
-                Output::OriginationsSynced => {}
+                Output::OriginationsSynced | Output::Drain(_) => {}
                 Output::Publish(event) => watchers.retain(|watcher| watcher.send(&event)),
+                Output::Reply {
+                    reply: Reply::Drain(result),
+                    ..
+                } => {
+                    let reply: oneshot::Sender<_> = drains.pop_front().unwrap();
+                    drop(reply.send(result));
+                }
                 Output::Reply { caller, reply } => answer(caller, reply, &mut adds, &mut deletes),
             }
         }
@@ -232,6 +241,14 @@ async fn obliging(mut requests: mpsc::Receiver<Request>) {
                 let caller = Caller(u64::try_from(deletes.len()).unwrap() * 2 + 1);
                 deletes.push(Some(reply));
                 node.handle_delete(now, caller, id, generation);
+            }
+            Request::Drain(timeout, reply) => {
+                drains.push_back(reply);
+                node.handle_drain(now, Caller(u64::MAX), timeout);
+            }
+            Request::Undrain(reply) => {
+                drains.push_back(reply);
+                node.handle_undrain(Caller(u64::MAX));
             }
             Request::Get(id, reply) => drop(reply.send(node.workload(&id))),
             Request::List(reply) => drop(reply.send(node.workloads())),
@@ -259,6 +276,7 @@ fn answer(caller: Caller, reply: Reply, adds: &mut Waiting<Added>, deletes: &mut
         Reply::Deleted(result) => {
             let _ = deletes[index].take().unwrap().send(result);
         }
+        Reply::Drain(_) => unreachable!("answered in order"),
     }
 }
 

@@ -528,6 +528,7 @@ fn recovered_workload(name: &str, generation: u64, address: &str, block: &str) -
         }],
         cooling: Vec::new(),
         generation,
+        drained: None,
     }
 }
 

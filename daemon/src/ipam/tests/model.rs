@@ -114,6 +114,7 @@ impl Model {
                 Record::Generation(generation) => {
                     self.generation = self.generation.max(generation);
                 }
+                Record::Drained(_) => unreachable!("the allocator knows nothing of it"),
             }
         }
         true
@@ -311,6 +312,7 @@ impl Model {
             blocks: self.blocks.values().cloned().collect(),
             cooling: self.cooling.values().cloned().collect(),
             generation: self.generation,
+            drained: None,
         };
         self.highest = self.generation;
         let (ipam, notices) = Ipam::recover(self.bench.now, &pools(), &settings(), &recovered);

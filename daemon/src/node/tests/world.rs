@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     net::IpAddr,
     sync::Arc,
-    time::{Duration, Instant, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use dataplane::desired::{Detail, Event, Failure, FailureKind, Netns, Object, ObjectId, Source};
@@ -16,7 +16,7 @@ use crate::{
     config,
     ipam::Now,
     node::{
-        Caller, Error, Node, Output, Reply, Token, WaitFor, WorkloadId, WorkloadSpec,
+        Caller, Drain, Error, Node, Output, Reply, Token, WaitFor, WorkloadId, WorkloadSpec,
         handle::Added,
         spec::{FixedAddresses, InterfaceName, Labels, NamespaceName},
         view::{WatchChange, WorkloadState},
@@ -130,6 +130,7 @@ pub(super) struct Disk {
     pub(super) blocks: BTreeMap<IpNet, crate::store::record::BlockRecord>,
     cooling: BTreeMap<IpAddr, crate::store::record::CoolingRecord>,
     generation: u64,
+    drained: Option<SystemTime>,
 }
 
 impl Disk {
@@ -157,6 +158,7 @@ impl Disk {
                 Record::Generation(generation) => {
                     self.generation = self.generation.max(generation);
                 }
+                Record::Drained(at) => self.drained = at,
             }
         }
     }
@@ -167,6 +169,7 @@ impl Disk {
             blocks: self.blocks.values().cloned().collect(),
             cooling: self.cooling.values().cloned().collect(),
             generation: self.generation,
+            drained: self.drained,
         }
     }
 }
@@ -189,6 +192,7 @@ enum SpeakerWork {
 pub(super) enum Asked {
     Add(WorkloadId),
     Delete(WorkloadId),
+    Drain,
 }
 
 pub(super) struct World {
@@ -203,6 +207,8 @@ pub(super) struct World {
     speaker_work: VecDeque<SpeakerWork>,
     pub(super) originated: BTreeSet<IpNet>,
     pub(super) originations_synced: bool,
+    /// What the speaker was told last.
+    pub(super) announces: bgp::rib::Drain,
     next_caller: u64,
     open: BTreeMap<Caller, Asked>,
     /// Answers in their order.
@@ -250,6 +256,7 @@ impl World {
             speaker_work: VecDeque::new(),
             originated: BTreeSet::new(),
             originations_synced: false,
+            announces: bgp::rib::Drain::Off,
             next_caller: 0,
             open: BTreeMap::new(),
             answers: Vec::new(),
@@ -299,6 +306,20 @@ impl World {
         let spec = in_own_namespace(name, spec);
         self.node
             .handle_add(self.now, caller, id(name), Box::new(spec), wait);
+        self.drain();
+        caller
+    }
+
+    pub(super) fn take_out(&mut self, timeout: Duration) -> Caller {
+        let caller = self.caller(Asked::Drain);
+        self.node.handle_drain(self.now, caller, timeout);
+        self.drain();
+        caller
+    }
+
+    pub(super) fn take_back_in(&mut self) -> Caller {
+        let caller = self.caller(Asked::Drain);
+        self.node.handle_undrain(caller);
         self.drain();
         caller
     }
@@ -531,6 +552,7 @@ impl World {
                     self.speaker_work.push_back(SpeakerWork::Originate(cidr));
                 }
                 Output::Withdraw(cidr) => self.speaker_work.push_back(SpeakerWork::Withdraw(cidr)),
+                Output::Drain(drain) => self.announces = drain,
                 Output::OriginationsSynced => {
                     assert!(!self.originations_synced, "synced twice");
                     self.originations_synced = true;
@@ -577,6 +599,14 @@ impl World {
                 assert!(!self.kernel.contains_key(&gone), "gone from the kernel");
             }
             (Asked::Add(_), Reply::Added(_)) | (Asked::Delete(_), Reply::Deleted(_)) => {}
+            (Asked::Drain, Reply::Drain(Ok(drain))) => {
+                assert_eq!(
+                    self.disk.drained.is_some(),
+                    *drain != Drain::Off,
+                    "durable when answered"
+                );
+            }
+            (Asked::Drain, Reply::Drain(Err(_))) => {}
             (asked, reply) => panic!("{asked:?} answered by {reply:?}"),
         }
         self.answers.push((caller, reply));

@@ -117,6 +117,7 @@ fn what_was_stored_is_recovered() {
         &mut completions,
         vec![
             Record::Generation(9),
+            Record::Drained(Some(time(77))),
             Record::PutBlock(block("fd00::/122")),
             Record::PutBlock(block("10.244.1.64/26")),
             Record::PutBlock(block("10.244.1.0/26")),
@@ -146,6 +147,7 @@ fn what_was_stored_is_recovered() {
             blocks: vec![block("10.244.1.0/26"), block("fd00::/122")],
             cooling: vec![cooling("10.244.1.9")],
             generation: 9,
+            drained: Some(time(77)),
         }
     );
 }
