@@ -291,7 +291,7 @@ fn long_lived_graceful_restart_is_off_unless_it_is_asked_for() {
         ),
         (
             "{ stale_time = \"200d\" }",
-            ".stale_time: \"200d\" is out of range; 1s to 194days 4h 20m 15s are allowed",
+            ".stale_time: \"200d\" is out of range; 1s to 6months 11days 12h 58m 39s are allowed",
         ),
         (
             "{ time = \"1s\" }",

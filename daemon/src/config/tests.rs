@@ -225,7 +225,7 @@ fn unknown_keys_are_refused_with_the_known_ones() {
     );
     check(
         "[bgp]\nasn = 1\ngraceful_restart = { time = \"1s\" }\n",
-        "agentd.toml:3: bgp.graceful_restart.time: unknown key; known here: assume_forwarding, restart_time",
+        "agentd.toml:3: bgp.graceful_restart.time: unknown key; known here: assume_forwarding and restart_time",
     );
 }
 
