@@ -124,6 +124,45 @@ fn a_restarted_driver_hears_a_workload_once_it_has_read_it() {
 }
 
 #[test]
+fn routes_that_go_with_a_nexthop_object_are_not_told_one_by_one() {
+    on_a_host(|| async {
+        let index = underlay();
+        let (kernel, mut changes) = Kernel::open().unwrap();
+        let mut ops = vec![Op::ReplaceNextHop(NextHop {
+            id: 7,
+            protocol: PROTOCOL_AGENTD_BGP,
+            kind: NextHopKind::Gateway(gateway("fd00:7::2", index)),
+            resilient: None,
+        })];
+        ops.extend((1..=500).map(|number| Op::AddRoute {
+            place: Place::Host,
+            route: Route {
+                metric: 1024,
+                protocol: PROTOCOL_AGENTD_BGP,
+                ..route(
+                    &format!("fd00:9:{number:x}::/64"),
+                    Target::NextHop { id: 7 },
+                )
+            },
+        }));
+        all_ok(&kernel.apply(ops).await);
+        let gone = |change: &Change| matches!(change, Change::RouteDeleted(route) if route.protocol == PROTOCOL_AGENTD_BGP);
+        // What somebody else takes away is told.
+        ip("-6 route delete fd00:9:1::/64");
+        heard_until(&mut changes, |_, change| gone(change)).await;
+        all_ok(&kernel.apply(vec![Op::DeleteNextHop { id: 7 }]).await);
+        ip("route add 10.5.0.0/16 via 192.168.7.9");
+        let heard = heard_until(
+            &mut changes,
+            |_, change| matches!(change, Change::Route(route) if route.prefix == net("10.5.0.0/16")),
+        )
+        .await;
+        let told = heard.iter().filter(|(_, change)| gone(change)).count();
+        assert_eq!(told, 0);
+    });
+}
+
+#[test]
 fn lost_notifications_are_told() {
     on_a_host(|| async {
         underlay();

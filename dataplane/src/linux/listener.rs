@@ -18,7 +18,7 @@ use super::{
     },
     socket::{self, Ports},
 };
-use crate::kernel::{Change, Place};
+use crate::kernel::{Change, PROTOCOL_AGENTD_BGP, Place};
 
 /// Bytes; some ten thousand changes.
 const BUFFER: usize = 16 << 20;
@@ -232,6 +232,7 @@ pub(super) fn own_or(ports: Ports) -> Vec<libc::sock_filter> {
 /// The filter program. Offsets are those of `nlmsghdr` (16 bytes: length, type, flags, sequence,
 /// port id) and of the fixed header behind it. BPF loads are big-endian, netlink is native.
 fn filter(ports: Ports) -> Vec<libc::sock_filter> {
+    const LOAD_WORD: u16 = 0x20;
     const LOAD_HALF: u16 = 0x28;
     const LOAD_BYTE: u16 = 0x30;
     const JUMP_EQUAL: u16 = 0x15;
@@ -253,6 +254,17 @@ fn filter(ports: Ports) -> Vec<libc::sock_filter> {
             drop,
         ]);
     }
+    // A nexthop object of IPv6 takes its routes along, and the kernel tells of each, in nobody's name
+    // (port id 0). That the object is gone was said, and is enough: for IPv4 nothing else is said.
+    program.extend([
+        one(LOAD_HALF, 0, 0, 4),
+        one(JUMP_EQUAL, 0, 5, kind(kind::DELETE_ROUTE)),
+        one(LOAD_WORD, 0, 0, 12),
+        one(JUMP_EQUAL, 0, 3, 0),
+        one(LOAD_BYTE, 0, 0, 21),
+        one(JUMP_EQUAL, 0, 1, u32::from(PROTOCOL_AGENTD_BGP)),
+        drop,
+    ]);
     // Routes: of the main table; not local, broadcast, anycast and multicast ones.
     for wanted in [kind::NEW_ROUTE, kind::DELETE_ROUTE] {
         program.extend([
