@@ -198,6 +198,14 @@ fn what_was_refused_is_told(agent: &Agent) -> Result<()> {
             .find(|route| route.prefix == prefix)
             .with_context(|| format!("no {prefix} in the Adj-RIB-In"))?;
         ensure!(!route.best && !route.reason.is_empty(), "{route:?}");
+        ensure!(route.policy_rule.starts_with("pools/"), "{route:?}");
     }
+    // Somebody who asks for the address hears of the rule, although nothing leads there.
+    let explained = agent.client().explain("192.0.2.5")?;
+    let told = explained.steps.iter().any(|step| {
+        step.text
+            .contains("received from tor1: rejected by policy pools/outside-pools")
+    });
+    ensure!(told, "{explained:?}");
     Ok(())
 }

@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Instant, SystemTime},
 };
@@ -18,7 +18,7 @@ use crate::{
     speaker::{
         AdminError, Applied, SoftReset,
         config::{ConfigError, PeerConfig, RangeConfig},
-        status::{PeerStatus, RangeStatus, RoutePage, RouteQuery},
+        status::{PeerStatus, RangeStatus, Route, RoutePage, RouteQuery},
     },
 };
 
@@ -82,6 +82,7 @@ pub(super) enum Command {
     Peers(oneshot::Sender<Vec<PeerStatus>>),
     Ranges(oneshot::Sender<Vec<RangeStatus>>),
     Routes(RouteQuery, oneshot::Sender<RoutePage>),
+    Received(IpAddr, usize, oneshot::Sender<Vec<Route>>),
     Advertised(
         String,
         IpNet,
@@ -177,6 +178,14 @@ impl Handle {
     /// One page of a table; an unknown peer has no routes.
     pub async fn routes(&self, query: RouteQuery) -> RoutePage {
         self.ask(|reply| Command::Routes(query, reply))
+            .await
+            .unwrap_or_default()
+    }
+
+    /// What peers sent of the prefixes that cover the address, with what became of it; the longest
+    /// first, and at most so many prefixes.
+    pub async fn received_covering(&self, address: IpAddr, limit: usize) -> Vec<Route> {
+        self.ask(|reply| Command::Received(address, limit, reply))
             .await
             .unwrap_or_default()
     }

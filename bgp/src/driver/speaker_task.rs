@@ -276,7 +276,10 @@ impl SpeakerTask {
                     }
                 }
                 Err(error) => {
+                    // Without the number that only programs care for.
                     let reason = error.to_string();
+                    let text = reason.split(" (os error").next();
+                    let reason = text.unwrap_or(&reason).to_owned();
                     let _ = inputs.send(Input::Closed { connection, reason }).await;
                 }
             }
@@ -345,6 +348,9 @@ impl SpeakerTask {
             }
             Command::Peers(reply) => drop(reply.send(self.speaker.peers())),
             Command::Routes(query, reply) => drop(reply.send(self.speaker.routes(&query))),
+            Command::Received(address, limit, reply) => {
+                drop(reply.send(self.speaker.received_covering(address, limit)));
+            }
             Command::Advertised(peer, prefix, reply) => {
                 drop(reply.send(self.speaker.advertised(&peer, prefix)));
             }

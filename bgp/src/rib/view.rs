@@ -72,6 +72,34 @@ impl Rib {
     pub fn covering(&self, address: IpAddr) -> Option<IpNet> {
         covering(&self.v4, address).or_else(|| covering(&self.v6, address))
     }
+
+    /// What peers sent of the prefixes that cover the address, with what became of it; the longest
+    /// first, and at most so many prefixes.
+    pub fn received_covering(&self, address: IpAddr, limit: usize) -> Vec<RouteView> {
+        let mut views = received_covering(&self.v4, &self.shared, address, limit);
+        views.extend(received_covering(&self.v6, &self.shared, address, limit));
+        views
+    }
+}
+
+fn received_covering<K: Prefix>(
+    rib: &FamilyRib<K>,
+    shared: &Shared,
+    address: IpAddr,
+    limit: usize,
+) -> Vec<RouteView> {
+    let mut views = Vec::new();
+    let Some(host) = K::from_address(address) else {
+        return views;
+    };
+    let every = Table::AdjRibIn(None);
+    (0..=K::MAX_LENGTH)
+        .rev()
+        .filter_map(|length| rib.table.find(host.truncate(length)))
+        .filter(|route| has_rows(rib, shared, every, *route))
+        .take(limit)
+        .for_each(|route| rows(rib, shared, every, route, &mut views));
+    views
 }
 
 fn covering<K: Prefix>(rib: &FamilyRib<K>, address: IpAddr) -> Option<IpNet> {

@@ -1,6 +1,6 @@
 //! What the program says to the speaker, and what it may look at.
 
-use std::{sync::Arc, time::Instant};
+use std::{net::IpAddr, sync::Arc, time::Instant};
 
 use ipnet::IpNet;
 
@@ -15,7 +15,7 @@ use crate::{
     attributes::Via,
     message::Notification,
     policy::Policy,
-    rib::{self, Drain, LocalRoute, NextHopState, NotAdvertised, Rib},
+    rib::{self, Drain, LocalRoute, NextHopState, NotAdvertised, Rib, RouteView},
     types::{ConnectionId, Family, PeerId},
 };
 
@@ -275,27 +275,38 @@ impl Speaker {
             after: query.after,
             limit: query.limit,
         });
+        RoutePage {
+            routes: page
+                .routes
+                .into_iter()
+                .map(|view| self.route(view))
+                .collect(),
+            next: page.next,
+        }
+    }
+
+    /// What peers sent of the prefixes that cover the address, with what became of it; the longest
+    /// first, and at most so many prefixes.
+    pub fn received_covering(&self, address: IpAddr, limit: usize) -> Vec<Route> {
+        let views = self.rib.received_covering(address, limit);
+        views.into_iter().map(|view| self.route(view)).collect()
+    }
+
+    fn route(&self, view: RouteView) -> Route {
         let name = |peer: PeerId| {
             self.peers
                 .get(&peer)
                 .map_or_else(String::new, |peer| peer.config.name.clone())
         };
-        RoutePage {
-            routes: page
-                .routes
-                .into_iter()
-                .map(|view| Route {
-                    prefix: view.prefix,
-                    path_id: view.path_id,
-                    peer: view.peer.map(name),
-                    attributes: view.attributes,
-                    best: view.best,
-                    stale: view.stale,
-                    reason: view.reason,
-                    received_at: view.received,
-                })
-                .collect(),
-            next: page.next,
+        Route {
+            prefix: view.prefix,
+            path_id: view.path_id,
+            peer: view.peer.map(name),
+            attributes: view.attributes,
+            best: view.best,
+            stale: view.stale,
+            reason: view.reason,
+            received_at: view.received,
         }
     }
 

@@ -34,7 +34,7 @@ fn mapped(error: &Error) -> Mapped {
         retry: None,
     };
     match error {
-        Error::Invalid { field, .. } => with(
+        Error::Invalid { field, .. } | Error::InvalidPeer { field, .. } => with(
             Code::InvalidArgument,
             "FIELD_INVALID",
             "field",
@@ -197,7 +197,7 @@ pub fn status(error: &Error) -> Status {
             .map(|(key, value)| (key.to_owned(), value))
             .collect::<HashMap<_, _>>(),
     );
-    if let Error::Invalid { field, text } = error {
+    if let Error::Invalid { field, text } | Error::InvalidPeer { field, text } = error {
         details.add_bad_request_violation(field.clone(), text.clone());
     }
     if let Error::AddressUnavailable { text, .. } = error {

@@ -76,6 +76,14 @@ pub async fn gather(context: &Context, address: IpAddr) -> Result<Facts, Error> 
             break;
         }
     }
+    // What is more specific than what is used, or all there is when nothing is: it was refused, and
+    // its rule says why.
+    let used = paths.first().map(|path| path.prefix.prefix_len());
+    let known: Vec<IpNet> = received.iter().map(|route| route.prefix).collect();
+    let others = network.received_covering(address).await;
+    received.extend(others.into_iter().filter(|route| {
+        !known.contains(&route.prefix) && used.is_none_or(|used| route.prefix.prefix_len() > used)
+    }));
     let mut advertised = Vec::new();
     if let Some(block) = &view.block {
         for peer in &peers {
@@ -325,8 +333,9 @@ fn foreign(facts: &Facts, steps: &mut Steps) -> (bool, String) {
                     Status::Problem
                 },
                 format!(
-                    "{} also received from {}: {}",
+                    "{} {}received from {}: {}",
                     route.prefix,
+                    if best.is_some() { "also " } else { "" },
                     route.peer.as_deref().unwrap_or("this node"),
                     route.reason
                 ),

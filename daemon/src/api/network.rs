@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use bgp::speaker::status::{PeerStatus, RangeStatus, RoutePage, RouteQuery};
+use bgp::speaker::status::{PeerStatus, RangeStatus, Route, RoutePage, RouteQuery};
 use dataplane::{
     reconcile::{KernelRoute, Lookup, NextHopView, Status},
     runtime::FilterStatus,
@@ -12,6 +12,9 @@ use dataplane::{
 use ipnet::IpNet;
 
 use crate::node::Error;
+
+/// Prefixes around one address that are shown.
+const COVERING: usize = 8;
 
 #[tonic::async_trait]
 pub trait Network: Send + Sync + 'static {
@@ -22,6 +25,10 @@ pub trait Network: Send + Sync + 'static {
         Vec::new()
     }
     async fn routes(&self, query: RouteQuery) -> RoutePage;
+    /// What peers sent of prefixes that cover the address, the longest first.
+    async fn received_covering(&self, _address: IpAddr) -> Vec<Route> {
+        Vec::new()
+    }
     /// Why an Established peer does not get this prefix, for a person; `None`: it does.
     async fn why_not_advertised(&self, peer: &str, prefix: IpNet) -> Option<String>;
     async fn dataplane(&self) -> Result<Status, Error>;
@@ -71,6 +78,13 @@ impl Network for Live {
         match &self.bgp {
             Some(bgp) => bgp.routes(query).await,
             None => RoutePage::default(),
+        }
+    }
+
+    async fn received_covering(&self, address: IpAddr) -> Vec<Route> {
+        match &self.bgp {
+            Some(bgp) => bgp.received_covering(address, COVERING).await,
+            None => Vec::new(),
         }
     }
 

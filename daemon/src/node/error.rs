@@ -57,6 +57,9 @@ pub enum Error {
     HasSharers { id: WorkloadId, by: Vec<WorkloadId> },
     #[error("there is no workload {0}")]
     WorkloadNotFound(WorkloadId),
+    /// What the configuration's reader says of a field of the request.
+    #[error("{field}: {text}")]
+    InvalidPeer { field: String, text: String },
     /// The text says which there are.
     #[error("there is no BGP peer {name:?}; {text}")]
     PeerNotFound { name: String, text: String },

@@ -207,14 +207,14 @@ impl Manager {
                 Some(error) if own.is_some() => {
                     let key = field(&error.key).unwrap_or("");
                     let key = if key == "asn" { "asns" } else { key };
-                    Error::invalid(
-                        if key.is_empty() {
+                    Error::InvalidPeer {
+                        field: if key.is_empty() {
                             "peer".to_owned()
                         } else {
                             format!("peer.{key}")
                         },
-                        error.reason.clone(),
-                    )
+                        text: error.reason.clone(),
+                    }
                 }
                 Some(error) => Error::Precondition {
                     reason: "CONFIGURATION_INVALID",
@@ -277,9 +277,11 @@ impl Manager {
 
     async fn reset(&self, name: &str, how: Admin) -> Result<(), Error> {
         let speaker = self.speaker()?;
-        tracing::info!(peer = name, ?how, "reset by the API");
-        match speaker.admin(name, how).await {
-            Ok(()) => Ok(()),
+        match speaker.admin(name, how.clone()).await {
+            Ok(()) => {
+                tracing::info!(peer = name, ?how, "reset by the API");
+                Ok(())
+            }
             Err(error) => Err(self.explained(error).await),
         }
     }
@@ -298,9 +300,12 @@ impl Manager {
             saved.shut_down(name, &text);
             self.store(saved)?;
         }
-        tracing::info!(peer = name, text, "shut down by the API");
-        match speaker.admin(name, Admin::Shutdown { text }).await {
-            Ok(()) => Ok(()),
+        let how = Admin::Shutdown { text: text.clone() };
+        match speaker.admin(name, how).await {
+            Ok(()) => {
+                tracing::info!(peer = name, text, "shut down by the API");
+                Ok(())
+            }
             Err(error) => Err(self.explained(error).await),
         }
     }
@@ -312,9 +317,11 @@ impl Manager {
             saved.shutdown.remove(name);
             self.store(saved)?;
         }
-        tracing::info!(peer = name, "enabled by the API");
         match speaker.admin(name, Admin::Enable).await {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                tracing::info!(peer = name, "enabled by the API");
+                Ok(())
+            }
             Err(error) => Err(self.explained(error).await),
         }
     }

@@ -312,7 +312,9 @@ async fn peers_that_cannot_be_added_are_refused_with_the_field() {
         ),
     ] {
         match bench.handle.add(spec).await.unwrap_err() {
-            Error::Invalid { field, .. } => assert_eq!(field, expected),
+            Error::Invalid { field, .. } | Error::InvalidPeer { field, .. } => {
+                assert_eq!(field, expected);
+            }
             other => panic!("{expected}: {other:?}"),
         }
     }

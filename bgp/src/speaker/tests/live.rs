@@ -280,3 +280,35 @@ fn a_peer_that_knows_no_refresh_says_so() {
     };
     assert!(reset(&mut bench, send));
 }
+
+#[test]
+fn what_covers_an_address_is_told_with_the_rule_that_refused_it() {
+    let (mut bench, connection) = established();
+    let pools = Policy::import_pools(&["198.51.100.0/24".parse().unwrap()]);
+    change(&mut bench, |peer| peer.import = Arc::new(pools));
+    bench.announce(connection, &["203.0.113.128/25", "0.0.0.0/0"]);
+    let told: Vec<_> = bench
+        .speaker
+        .received_covering("203.0.113.200".parse().unwrap(), 8)
+        .into_iter()
+        .map(|route| (route.prefix.to_string(), route.reason.to_string()))
+        .collect();
+    let refused = |prefix: &str, rule: &str| {
+        (
+            prefix.to_owned(),
+            format!("rejected by policy pools/{rule}"),
+        )
+    };
+    assert_eq!(
+        told,
+        [
+            refused("203.0.113.128/25", "outside-pools"),
+            refused("203.0.113.0/24", "outside-pools"),
+            refused("0.0.0.0/0", "default-route"),
+        ]
+    );
+    let first = bench
+        .speaker
+        .received_covering("203.0.113.1".parse().unwrap(), 1);
+    assert_eq!(first[0].prefix.to_string(), "203.0.113.0/24");
+}
