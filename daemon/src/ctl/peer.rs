@@ -59,7 +59,7 @@ pub struct Add {
     #[arg(long = "asn", value_name = "AS")]
     asns: Vec<u32>,
     /// Of a range: most peers at once
-    #[arg(long, value_name = "COUNT", requires = "range")]
+    #[arg(long, value_name = "COUNT", conflicts_with = "address")]
     limit: Option<u32>,
     /// To connect to
     #[arg(long)]
