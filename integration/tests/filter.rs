@@ -227,6 +227,77 @@ fn a_published_port_is_reached_from_everywhere() {
 }
 
 #[test]
+fn a_port_of_a_workload_on_a_bridge_is_reached_from_everywhere() {
+    lab::run(|lab| {
+        let site = site(lab, |config| {
+            config.extra = "[[bridge]]\nname = \"apps0\"\ncidr = \"172.30.0.0/24\"\n".into();
+        })?;
+        let bridged = |id: &str, ports: &[v1::PublishedPort]| -> Result<Workload> {
+            let namespace = lab.namespace(&format!("w-{id}"))?;
+            let mut add = request(id, &namespace);
+            add.attachment = v1::Attachment::Bridged.into();
+            add.bridge = "apps0".into();
+            add.ports = ports.to_vec();
+            let answer = site
+                .agent
+                .client()
+                .add(add)?
+                .workload
+                .context("a workload")?;
+            Ok(Workload {
+                id: id.to_owned(),
+                namespace,
+                answer,
+            })
+        };
+        let web = bridged("web", &[tcp(8080)])?;
+        let beside = bridged("beside", &[])?;
+        let routed = add(lab, &site.agent, "routed", &[], &[])?;
+        serve(
+            &web.namespace,
+            Protocol::Tcp,
+            SocketAddr::new(web.ipv4()?, 80),
+        )?;
+        let to = SocketAddr::new(node()[0], 8080);
+        let bridge_netfilter = site
+            .agent
+            .namespace()
+            .show("cat /proc/sys/net/bridge/bridge-nf-call-iptables")
+            .is_ok_and(|text| text.trim() == "1");
+        for (what, from, expected) in [
+            ("outside", &site.outside, Some(address(OUTSIDE))),
+            ("the node", site.agent.namespace(), Some(node()[0])),
+            ("a routed workload", &routed.namespace, Some(routed.ipv4()?)),
+            // Behind the bridge's address, or another one of the node.
+            ("a workload beside it", &beside.namespace, None),
+            ("itself", &web.namespace, None),
+        ] {
+            // Bridged frames that pass the node's tables are never sent back out of their port.
+            if what == "itself" && bridge_netfilter {
+                println!("skipped: from itself, because of br_netfilter");
+                continue;
+            }
+            let seen = ask(from, Protocol::Tcp, to).with_context(|| format!("from {what}"))?;
+            ensure!(
+                expected.is_none_or(|expected| seen == expected),
+                "from {what}: seen as {seen}"
+            );
+            ensure!(seen != beside.ipv4()? && seen != web.ipv4()?, "{seen}");
+        }
+        // Nobody on the bridge can pretend to be elsewhere.
+        let sink = site.outside.enter(|| UdpSocket::bind((OUTSIDE, 7)))??;
+        site.outside
+            .ip(["route", "add", "10.0.0.0/8", "via", &node()[0].to_string()])?;
+        let own = ["address", "add", "10.9.9.9/32", "dev", "lo"];
+        beside.namespace.ip(own)?;
+        let to = SocketAddr::new(address(OUTSIDE), 7);
+        let arrived = ask_from(&beside.namespace, address("10.9.9.9"), &sink, to)?;
+        ensure!(!arrived, "a foreign source leaves the bridge");
+        Ok(())
+    });
+}
+
+#[test]
 fn a_port_of_one_address_leads_from_there_alone_and_conflicts_are_refused() {
     lab::run(|lab| {
         let site = site(lab, |_| {})?;
@@ -443,9 +514,6 @@ fn a_workload_sends_from_its_own_addresses_and_from_those_allowed_to_it() {
             .ip(["route", "add", "10.0.0.0/8", "via", &back])?;
         site.outside
             .ip(["route", "add", "198.51.100.0/24", "via", &back])?;
-        // The kernel's own check lets nothing pass from where it has no route to at all.
-        let default = ["route", "add", "default", "via", OUTSIDE];
-        site.agent.namespace().ip(default)?;
         let honest = add(lab, &site.agent, "honest", &[], &[])?;
         let allowed = ["198.51.100.0/24", "2001:db8:1::/64"];
         let bad = add(lab, &site.agent, "bad", &[], &allowed)?;

@@ -131,6 +131,10 @@ impl AccessSpec {
                 ));
             }
         }
+        if addresses.is_empty() && !self.allowed.is_empty() {
+            let text = "is not empty, but the workload has no interface of its own";
+            return Err(Error::invalid("allowed_addresses", text));
+        }
         Ok(())
     }
 }
@@ -330,5 +334,8 @@ mod tests {
         let v6 = ["fd00::1".parse().unwrap()];
         assert!(access.check_families(&v4).is_err());
         assert!(access.check_families(&v6).is_ok());
+        let allowed = AccessSpec::new(Vec::new(), vec!["192.0.2.1/32".parse().unwrap()]).unwrap();
+        assert!(allowed.check_families(&v4).is_ok());
+        assert!(allowed.check_families(&[]).is_err());
     }
 }

@@ -107,7 +107,8 @@ pub struct Filter {
     job: Job,
     standing: Vec<Arc<str>>,
     gone: Vec<Arc<str>>,
-    flushes: Vec<(JobId, Vec<Arc<str>>)>,
+    /// On its way, and who waits for it.
+    flushing: Option<(JobId, Vec<Arc<str>>)>,
 
     told: bool,
     attempts: u32,
@@ -143,7 +144,7 @@ impl Filter {
             job: Job::Idle,
             standing: Vec::new(),
             gone: Vec::new(),
-            flushes: Vec::new(),
+            flushing: None,
             told: false,
             attempts: 0,
             retry_at: None,
@@ -387,10 +388,10 @@ impl Filter {
 
     /// Also when it failed: then entries time out by themselves.
     pub fn handle_flushed(&mut self, id: JobId) {
-        let Some(position) = self.flushes.iter().position(|(flush, _)| *flush == id) else {
+        let Some((_, awaited)) = self.flushing.take_if(|(flush, _)| *flush == id) else {
             return;
         };
-        for id in self.flushes.swap_remove(position).1 {
+        for id in awaited {
             self.outbox.push_back(Output::Event(Event::Gone(id)));
         }
     }
@@ -576,7 +577,12 @@ impl Filter {
         self.outbox.push_back(Output::Commit(id, ops));
     }
 
+    /// One at a time: it reads the whole table of connections, so what leaves meanwhile goes
+    /// together.
     fn flush(&mut self) {
+        if self.flushing.is_some() {
+            return;
+        }
         let mut addresses = Vec::new();
         let mut awaited = Vec::new();
         self.leaving.retain(|id, leaving| {
@@ -593,7 +599,7 @@ impl Filter {
             return;
         }
         let id = self.next_id();
-        self.flushes.push((id, awaited));
+        self.flushing = Some((id, awaited));
         self.outbox.push_back(Output::Flush(id, addresses));
     }
 }

@@ -340,6 +340,29 @@ fn a_plain_workload_writes_nothing() {
 }
 
 #[test]
+fn what_leaves_while_connections_are_forgotten_goes_together() {
+    let mut world = World::with_settings();
+    world.settle();
+    for host in 1..=5 {
+        world.set(&host.to_string(), host, &Access::default());
+    }
+    world.remove("1");
+    let Some(Output::Flush(first, addresses)) = world.filter.poll_output() else {
+        panic!("connections are forgotten");
+    };
+    assert_eq!(addresses, super::tests::addresses(1));
+    for host in 2..=5 {
+        world.remove(&host.to_string());
+    }
+    assert_eq!(world.filter.poll_output(), None);
+    world.filter.handle_flushed(first);
+    let Some(Output::Flush(_, addresses)) = world.filter.poll_output() else {
+        panic!("connections are forgotten");
+    };
+    assert_eq!(addresses.len(), 8);
+}
+
+#[test]
 fn a_restart_with_unchanged_state_writes_nothing() {
     let mut world = World::with_settings();
     world.set("a", 1, &access(&[tcp(8080, 80)], &[]));

@@ -51,8 +51,8 @@ pub enum Output {
     Read(JobId),
     /// One transaction; answer with [`Filter::handle_committed`].
     Commit(JobId, Vec<Op>),
-    /// Forget the connections of these addresses; answer with [`Filter::handle_flushed`]. Several
-    /// can be outstanding, also besides the others.
+    /// Forget the connections of these addresses; answer with [`Filter::handle_flushed`]. One
+    /// can be outstanding besides the others.
     Flush(JobId, Vec<IpAddr>),
     Event(Event),
 }

@@ -63,12 +63,13 @@ impl<'a> Want<'a> {
     }
 
     /// Strict, but for those who may send from addresses that no route leads to them by: there the
-    /// filter table alone decides.
+    /// filter table alone decides. Loose mode would not do: on an interface without an IPv4 address
+    /// the kernel drops whatever no route leads back by (`no_addr` in `__fib_validate_source`).
     pub(super) fn reverse_path(&self) -> &'static str {
         let more = self
             .access()
             .is_some_and(|access| access.allowed.iter().any(|prefix| prefix.addr().is_ipv4()));
-        if more { "2" } else { "1" }
+        if more { "0" } else { "1" }
     }
 
     fn access(&self) -> Option<&'a Access> {
