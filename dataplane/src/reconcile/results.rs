@@ -181,6 +181,10 @@ impl Reconciler {
                 }
                 if code == BLACKHOLE {
                     self.route_reads.insert(prefix);
+                } else if self.wants_other(&prefix, code) {
+                    // The wish changed meanwhile, maybe back to what stood before, which looked
+                    // right. Nothing may be deleted before this is written.
+                    self.queue(prefix);
                 } else {
                     self.settle(prefix);
                 }

@@ -39,6 +39,15 @@ impl Reconciler {
         }
     }
 
+    /// Whether something else than this should stand at a prefix, or nothing.
+    pub(super) fn wants_other(&self, prefix: &IpNet, code: Code) -> bool {
+        match self.wanted(prefix, self.table.get(prefix).learned) {
+            Wanted::Code(wanted) => wanted != code,
+            Wanted::Nothing => true,
+            Wanted::Workload(_) => false,
+        }
+    }
+
     pub(super) fn plan_objects(&mut self, batch: &mut Batch) {
         let mut gateways = Vec::new();
         let mut groups = Vec::new();

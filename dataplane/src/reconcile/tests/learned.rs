@@ -132,6 +132,34 @@ fn a_route_that_changes_its_next_hop_is_replaced_before_anything_is_deleted() {
     ));
 }
 
+/// The object that a write in flight is about to use must not be deleted under the route.
+#[test]
+fn a_wish_that_changes_back_while_it_is_written_breaks_nothing() {
+    let mut world = World::new(kernel());
+    world.set(learned("10.1.0.0/24", &["192.168.1.11"]));
+    world
+        .reconciler
+        .set(world.now, learned("10.1.0.0/24", &["192.168.1.12"]));
+    let Some(Output::Apply { id, ops }) = world.reconciler.poll_output() else {
+        panic!("there is a route to be written");
+    };
+    let results = world.kernel.apply(&ops);
+    world
+        .reconciler
+        .set(world.now, learned("10.1.0.0/24", &["192.168.1.11"]));
+    world.batches.clear();
+    world.reconciler.handle_results(world.now, id, results);
+    world.run();
+    assert_eq!(gateway_of(&world, "10.1.0.0/24"), Some(ip("192.168.1.11")));
+    // Add means that there was none.
+    let mut ops = world.batches.iter().flatten();
+    assert!(
+        !ops.any(|op| matches!(op, Op::AddRoute { .. })),
+        "{:?}",
+        world.batches
+    );
+}
+
 #[test]
 fn routes_come_back_after_the_link_was_down() {
     let mut world = World::new(kernel());
