@@ -19,6 +19,7 @@ pub mod binaries;
 pub mod bird;
 pub mod client;
 pub mod config;
+pub mod flood;
 pub mod guest;
 pub mod monitor;
 pub mod netns;
