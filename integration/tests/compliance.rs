@@ -1,5 +1,5 @@
 //! `docs/compliance.md` and the code say the same: what the page names exists, and what the code
-//! cites is on the page.
+//! cites is on the page. What `docs/design` names exists, too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -68,19 +68,19 @@ fn tests() -> Result<BTreeSet<String>> {
     Ok(tests)
 }
 
-#[test]
-fn every_file_and_test_on_the_page_exists() -> Result<()> {
-    let page = page()?;
+/// Checks the files, relative to a directory or the root, and the tests that a page names; returns
+/// how many there are of each.
+fn check_names(page: &str, directory: &str) -> Result<(usize, usize)> {
     let tests = tests()?;
     let mut wrong = Vec::new();
     let (mut files, mut named) = (0, 0);
-    for word in quoted(&page) {
+    for word in quoted(page) {
         if word.ends_with(".rs") {
             files += 1;
-            if !root().join("bgp/src").join(word).exists() && !root().join(word).exists() {
+            if !root().join(directory).join(word).exists() && !root().join(word).exists() {
                 wrong.push(format!("no file {word}"));
             }
-        } else if word.contains("::") {
+        } else if word.contains("::") && !word.contains(['*', ' ']) {
             named += 1;
             if !tests.contains(word) {
                 wrong.push(format!("no test {word}"));
@@ -88,7 +88,21 @@ fn every_file_and_test_on_the_page_exists() -> Result<()> {
         }
     }
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    Ok((files, named))
+}
+
+#[test]
+fn every_file_and_test_on_the_page_exists() -> Result<()> {
+    let (files, named) = check_names(&page()?, "bgp/src")?;
     ensure!(files > 100 && named > 100, "{files} files, {named} tests");
+    Ok(())
+}
+
+#[test]
+fn every_file_and_test_in_the_design_of_the_dataplane_exists() -> Result<()> {
+    let page = std::fs::read_to_string(root().join("docs/design/dataplane.md"))?;
+    let (files, named) = check_names(&page, "dataplane/src")?;
+    ensure!(files > 20 && named > 2, "{files} files, {named} tests");
     Ok(())
 }
 

@@ -9,6 +9,8 @@
 //! * [`receiver`]: a session's far end that knows which routes it holds
 //! * [`rival`]: the daemons of a comparison, each started with the same task
 //! * [`passing`]: routes from one neighbour to all others
+//! * [`repair`]: how long the kernel is not as it should be after somebody spoilt it
+//! * [`scale`]: many workloads
 //! * [`report`]: tables on the terminal and in `docs/benchmarks`
 
 pub mod attach;
@@ -17,9 +19,11 @@ pub mod injector;
 pub mod netlink;
 pub mod passing;
 pub mod receiver;
+pub mod repair;
 pub mod report;
 pub mod rival;
 pub mod routes;
+pub mod scale;
 
 use std::time::Duration;
 

@@ -106,6 +106,7 @@ pub struct Socket {
 /// One answer: kind, sequence number, payload.
 struct Answer<'a> {
     kind: u16,
+    flags: u16,
     sequence: u32,
     payload: &'a [u8],
 }
@@ -118,6 +119,7 @@ fn answers(mut bytes: &[u8]) -> impl Iterator<Item = Answer<'_>> {
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some(Answer {
             kind: u16::from_ne_bytes(message.get(4..6)?.try_into().ok()?),
+            flags: u16::from_ne_bytes(message.get(6..8)?.try_into().ok()?),
             sequence: u32::from_ne_bytes(message.get(8..12)?.try_into().ok()?),
             payload: message.get(HEADER..)?,
         })
@@ -197,6 +199,26 @@ impl Socket {
                     ERROR => bail!("dump of routes: error {}", error_number(answer.payload)),
                     NEWROUTE => each(answer.payload),
                     _ => {}
+                }
+            }
+        }
+    }
+
+    /// Dumps objects of one kind (a `GET…` message with this fixed part) and calls `each` with the
+    /// fixed part and the attributes of every one. An interrupted dump is an error.
+    pub fn dump(&mut self, kind: u16, fixed: &[u8], mut each: impl FnMut(&[u8])) -> Result<()> {
+        const INTERRUPTED: u16 = 0x10;
+        let mut batch = Batch::default();
+        batch.start(kind, DUMP, fixed);
+        send(self.fd.as_raw_fd(), &batch.bytes, MsgFlags::empty())?;
+        loop {
+            let count = recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::empty())?;
+            for answer in answers(self.buffer.get(..count).unwrap_or_default()) {
+                ensure!(answer.flags & INTERRUPTED == 0, "an interrupted dump");
+                match answer.kind {
+                    DONE => return Ok(()),
+                    ERROR => bail!("dump: error {}", error_number(answer.payload)),
+                    _ => each(answer.payload),
                 }
             }
         }

@@ -2,7 +2,7 @@
 //! agentd, with BIRD, and without any BGP through raw netlink.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
@@ -112,11 +112,16 @@ fn measure(place: &Place, prefixes: Prefixes, pid: i32, times: &mut Times) -> Re
 }
 
 fn peak_memory(pid: i32) -> Result<u64> {
+    status_kib(pid, "VmHWM:")
+}
+
+/// A line of `/proc/PID/status` that is told in kB.
+pub fn status_kib(pid: i32, name: &'static str) -> Result<u64> {
     std::fs::read_to_string(format!("/proc/{pid}/status"))?
         .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .find_map(|line| line.strip_prefix(name))
         .and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok())
-        .context("VmHWM")
+        .context(name)
 }
 
 /// agentd with the injector as its external peer.
@@ -139,6 +144,70 @@ pub fn agent(lab: &Lab, prefixes: Prefixes, repetitions: usize) -> Result<Times>
         lab.delete_namespace(&place.injector)?;
     }
     Ok(times)
+}
+
+/// What an agent with all these routes costs while nothing happens, until it has audited the kernel
+/// once: processor time, the time it was watched, and its memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Idle {
+    pub processor: Duration,
+    pub watched: Duration,
+    pub resident_kib: u64,
+}
+
+/// agentd with routes from an external peer, left alone.
+pub fn idle(lab: &Lab, prefixes: Prefixes, patience: Duration) -> Result<Idle> {
+    let place = place(lab, "node-idle")?;
+    let mut config = single::config();
+    config.bgp = "import = \"all\"\nhold_time = \"240s\"".into();
+    let mut peer = Peer::new("injector", "192.168.26.1", INJECTOR_ASN);
+    peer.extra = "passive = true\nmax_prefixes = 2000000".into();
+    config.peers.push(peer);
+    let agent = Agent::new(lab, &place.daemon, config)?;
+    agent.start()?;
+    let pid = agent.process()?.pid();
+    let streams = injector::streams(prefixes, INJECTOR_ASN, next_hop(prefixes)?);
+    let target: SocketAddr = "192.168.26.11:179".parse()?;
+    let mut session = place
+        .injector
+        .enter(|| Session::connect(target, INJECTOR_ASN, PATIENCE))??;
+    session.send(&streams.announce)?;
+    place
+        .daemon
+        .enter(move || fib::wait_for_all(prefixes, true, PATIENCE))??;
+    std::thread::sleep(Duration::from_secs(2));
+    let audited = || -> Result<_> {
+        let dataplane = agent.client().status()?.dataplane.unwrap_or_default();
+        Ok(dataplane.last_audit_at)
+    };
+    let before = audited()?;
+    let (start, used) = (Instant::now(), processor_time(pid)?);
+    while audited()? == before && start.elapsed() < patience {
+        session.keep_alive()?;
+        std::thread::sleep(Duration::from_secs(10));
+    }
+    let idle = Idle {
+        processor: processor_time(pid)?.saturating_sub(used),
+        watched: start.elapsed(),
+        resident_kib: status_kib(pid, "VmRSS:")?,
+    };
+    agent.terminate()?;
+    Ok(idle)
+}
+
+/// User and system time of a process.
+pub fn processor_time(pid: i32) -> Result<Duration> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name in parentheses may hold blanks.
+    let (_, rest) = text.rsplit_once(')').context("/proc/PID/stat")?;
+    let ticks: u64 = rest
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .filter_map(|field| field.parse::<u64>().ok())
+        .sum();
+    // USER_HZ is 100 on every Linux.
+    Ok(Duration::from_millis(ticks * 10))
 }
 
 /// BIRD 2, writing its routes to the kernel.

@@ -34,6 +34,38 @@ impl Netns {
         })
     }
 
+    /// The same without a program, in half a millisecond: for thousands of them. The loopback stays
+    /// down, and the caller removes it with [`Netns::remove_quickly`].
+    pub fn create_quickly(name: &str) -> Result<Self> {
+        let path = PathBuf::from("/run/netns").join(name);
+        File::create_new(&path).with_context(|| path.display().to_string())?;
+        let target = path.clone();
+        // The namespace lives on in the mount when its thread has ended.
+        thread::spawn(move || -> Result<()> {
+            nix::sched::unshare(CloneFlags::CLONE_NEWNET)?;
+            nix::mount::mount(
+                Some("/proc/thread-self/ns/net"),
+                &target,
+                None::<&str>,
+                nix::mount::MsFlags::MS_BIND,
+                None::<&str>,
+            )?;
+            Ok(())
+        })
+        .join()
+        .map_err(|_| anyhow::anyhow!("the thread of a new namespace panicked"))??;
+        Ok(Self {
+            name: name.into(),
+            file: Arc::new(File::open(&path)?),
+        })
+    }
+
+    /// Removes what [`Netns::create_quickly`] made.
+    pub fn remove_quickly(&self) {
+        let _ = nix::mount::umount2(&self.path(), nix::mount::MntFlags::MNT_DETACH);
+        let _ = std::fs::remove_file(self.path());
+    }
+
     /// Its name for `ip netns`.
     pub fn name(&self) -> &str {
         &self.name

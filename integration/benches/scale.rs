@@ -1,0 +1,86 @@
+//! 5,000 workloads on one node, and 100,000 routes while nothing happens.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use integration::bench::fib::Prefixes;
+use integration::bench::report::{Page, milliseconds};
+use integration::bench::{percentile, routes, scale};
+use integration::lab::Lab;
+
+const WORKLOADS: usize = 5000;
+const DELETED: usize = 1000;
+const MORE: usize = 200;
+
+fn row(what: String, times: &[Duration]) -> Vec<String> {
+    let at = |share| milliseconds(percentile(times, share));
+    vec![what, at(0.5), at(0.99), at(1.0)]
+}
+
+fn main() -> Result<()> {
+    // `cargo test --benches` and `cargo nextest` call benchmarks to see whether they run at all.
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return Ok(());
+    }
+    let lab = Lab::new()?;
+    let figures = scale::run(&lab, WORKLOADS, DELETED, MORE)?;
+    let mut page = Page::new(
+        "Many workloads, many routes",
+        "One client adds workloads one by one; then the agent is killed and started again; then 32 \
+         clients delete a part of them as fast as they can while one goes on adding.",
+    );
+    let mut rows: Vec<_> = figures
+        .adds
+        .chunks(500)
+        .enumerate()
+        .map(|(part, times)| {
+            let from = part * 500;
+            row(format!("{} to {}", from + 1, from + times.len()), times)
+        })
+        .collect();
+    rows.push(row(
+        format!("{MORE} more, while {DELETED} are deleted"),
+        &figures.adds_amid_deletes,
+    ));
+    page.table("Add", &["workloads", "p50 ms", "p99 ms", "max ms"], &rows);
+    page.table(
+        &format!("With {WORKLOADS} workloads"),
+        &["", ""],
+        &[
+            vec![
+                "kill -9, start, ready and nothing pending".into(),
+                format!("{} ms", milliseconds(figures.restart)),
+            ],
+            vec![
+                format!("{DELETED} deletes"),
+                format!("{} ms", milliseconds(figures.deletes)),
+            ],
+            vec![
+                "resident memory".into(),
+                format!("{} MiB", figures.resident_kib / 1024),
+            ],
+        ],
+    );
+    let count = 100_000;
+    let idle = routes::idle(
+        &lab,
+        Prefixes { v6: false, count },
+        Duration::from_secs(400),
+    )?;
+    let share = 100.0 * idle.processor.as_secs_f64() / idle.watched.as_secs_f64();
+    page.table(
+        "100,000 routes, nothing happens, an audit included",
+        &["", ""],
+        &[
+            vec![
+                format!("processor time in {:.0} s", idle.watched.as_secs_f64()),
+                format!("{} ms ({share:.2} %)", milliseconds(idle.processor)),
+            ],
+            vec![
+                "resident memory".into(),
+                format!("{} MiB", idle.resident_kib / 1024),
+            ],
+        ],
+    );
+    page.write("scale")
+}

@@ -1,0 +1,118 @@
+//! Many workloads on one node.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::attach;
+use crate::lab::agent::Agent;
+use crate::lab::netns::Netns;
+use crate::lab::{Lab, single};
+
+/// How long thousands of links may take to be reaped or looked at.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Many namespaces, removed with this value.
+#[derive(Debug)]
+pub struct Namespaces(Vec<Netns>);
+
+impl Namespaces {
+    pub fn new(lab: &Lab, count: usize) -> Result<Self> {
+        let mut all = Self(Vec::with_capacity(count));
+        for number in 0..count {
+            let name = format!("{}-s{number}", lab.prefix());
+            all.0.push(Netns::create_quickly(&name)?);
+        }
+        Ok(all)
+    }
+
+    pub fn all(&self) -> &[Netns] {
+        &self.0
+    }
+}
+
+impl Drop for Namespaces {
+    fn drop(&mut self) {
+        self.0.iter().for_each(Netns::remove_quickly);
+    }
+}
+
+/// Figures of one run.
+#[derive(Debug)]
+pub struct Figures {
+    /// Adds by one client, in the order they were made.
+    pub adds: Vec<Duration>,
+    /// From `kill -9` and the start of the next process until it is ready with nothing pending.
+    pub restart: Duration,
+    pub resident_kib: u64,
+    /// Adds by one client while many workloads are deleted by others at once.
+    pub adds_amid_deletes: Vec<Duration>,
+    /// How long the deletes took.
+    pub deletes: Duration,
+}
+
+/// An agent with room for as many workloads as a /17 holds.
+pub fn agent(lab: &Lab) -> Result<Agent> {
+    let mut config = single::config();
+    config.claim = vec!["10.244.0.0/17".into(), "fd10:244::/110".into()];
+    let agent = single::prepare(lab, config)?;
+    agent.start()?;
+    Ok(agent)
+}
+
+/// Adds `count` workloads one by one, restarts the agent, and deletes `deletes` of them at once while
+/// `more` are added.
+pub fn run(lab: &Lab, count: usize, deletes: usize, more: usize) -> Result<Figures> {
+    let agent = agent(lab)?;
+    let namespaces = Namespaces::new(lab, count + more)?;
+    let (first, later) = namespaces.all().split_at(count);
+    let (deleted, _) = first.split_at(deletes);
+    let runtime = tokio::runtime::Runtime::new()?;
+    let adds = runtime.block_on(attach::add(&agent.socket(), first, 1))?;
+    let resident_kib = super::routes::status_kib(agent.process()?.pid(), "VmRSS:")?;
+
+    agent.kill()?;
+    let start = Instant::now();
+    agent.start()?;
+    let restart = at_rest(&agent, start)?;
+    ensure!(
+        agent.client().workloads()?.len() == count,
+        "workloads are lost"
+    );
+
+    let socket = agent.socket();
+    let (deletes, amid) = runtime.block_on(async {
+        tokio::try_join!(delete(&socket, deleted), attach::add(&socket, later, 1))
+    })?;
+    at_rest(&agent, Instant::now())?;
+    ensure!(
+        agent.client().workloads()?.len() == count - deleted.len() + more,
+        "workloads are lost"
+    );
+    Ok(Figures {
+        adds: adds.each,
+        restart,
+        resident_kib,
+        adds_amid_deletes: amid.each,
+        deletes,
+    })
+}
+
+async fn delete(socket: &Path, namespaces: &[Netns]) -> Result<Duration> {
+    // As an orchestrator that drains a node.
+    Ok(attach::delete(socket, namespaces, 32).await?.all)
+}
+
+fn at_rest(agent: &Agent, start: Instant) -> Result<Duration> {
+    loop {
+        let status = agent.client().status()?;
+        let dataplane = status.dataplane.unwrap_or_default();
+        if status.ready && dataplane.pending == 0 {
+            ensure!(dataplane.failing == 0, "{dataplane:?}");
+            return Ok(start.elapsed());
+        }
+        ensure!(start.elapsed() < PATIENCE, "{dataplane:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
