@@ -200,3 +200,54 @@ fn a_reflector_that_stays_away_leaves_its_routes_as_a_last_resort_where_both_sid
         TwoNodes::ping_across(std::slice::from_ref(&on_a), std::slice::from_ref(&on_b), 3).map(drop)
     });
 }
+
+/// What node-a has said of its restart in the OPEN of its session.
+fn said(nodes: &TwoNodes) -> Result<String> {
+    nodes.reflector.wait_established("node_a")?;
+    nodes.a.wait_peers(1)?;
+    let peers = nodes.a.client().peers()?;
+    let sent = &peers.first().context("a peer")?.capabilities_sent;
+    let found = sent
+        .iter()
+        .find(|text| text.starts_with("graceful-restart"));
+    found.cloned().with_context(|| format!("{sent:?}"))
+}
+
+#[test]
+fn forwarding_is_claimed_for_a_family_only_when_the_kernel_still_has_what_was_announced_of_it() {
+    lab::run(|lab| {
+        let nodes = TwoNodes::prepare(lab)?;
+        nodes.a.start()?;
+        let fresh = said(&nodes)?;
+        ensure!(
+            fresh == "graceful-restart 120s notification ipv4-unicast ipv6-unicast",
+            "{fresh}"
+        );
+        nodes.a.kill()?;
+        nodes.a.start()?;
+        let whole = said(&nodes)?;
+        ensure!(
+            whole.contains("restarting")
+                && whole.contains("ipv4-unicast (forwarding)")
+                && whole.contains("ipv6-unicast (forwarding)"),
+            "{whole}"
+        );
+        for (family, kept, lost) in [
+            ("-6", "ipv4-unicast", "ipv6-unicast"),
+            ("-4", "ipv6-unicast", "ipv4-unicast"),
+        ] {
+            nodes.a.kill()?;
+            let command = ["ip", family, "route", "flush", "type", "blackhole"];
+            nodes.a.namespace().output(command)?;
+            nodes.a.start()?;
+            let half = said(&nodes)?;
+            ensure!(
+                half.contains(&format!("{kept} (forwarding)"))
+                    && half.contains(lost)
+                    && !half.contains(&format!("{lost} (forwarding)")),
+                "{half}"
+            );
+        }
+        Ok(())
+    });
+}

@@ -43,6 +43,7 @@ fn needs(old: &PeerConfig, new: &PeerConfig) -> Applied {
     same.import = Arc::clone(&new.import);
     same.export = Arc::clone(&new.export);
     same.shutdown = new.shutdown;
+    same.assume_forwarding = new.assume_forwarding;
     let hold_time = same.timers.hold_time;
     same.timers = new.timers;
     same.timers.hold_time = hold_time;
@@ -56,6 +57,9 @@ fn needs(old: &PeerConfig, new: &PeerConfig) -> Applied {
     same.timers.hold_time = new.timers.hold_time;
     if same.graceful_restart.is_some() && new.graceful_restart.is_some() {
         same.graceful_restart = new.graceful_restart;
+    }
+    if same.long_lived.is_some() && new.long_lived.is_some() {
+        same.long_lived = new.long_lived;
     }
     if same == *new {
         Applied::NextSession

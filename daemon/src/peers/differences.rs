@@ -42,6 +42,9 @@ pub(super) fn of_peers(old: &Peer, new: &Peer) -> String {
         idle_hold_time_max,
         graceful_restart,
     );
+    if old.long_lived != new.long_lived {
+        names.push("long_lived_graceful_restart");
+    }
     if old.password != new.password {
         names.push("password");
     }

@@ -27,13 +27,14 @@ fn change(bench: &mut Bench, change: impl FnOnce(&mut PeerConfig)) -> Applied {
 fn what_can_change_under_a_session_leaves_it_alone() {
     let (mut bench, connection) = established();
     assert_eq!(change(&mut bench, |_| {}), Applied::Unchanged);
-    let live: [fn(&mut PeerConfig); 6] = [
+    let live: [fn(&mut PeerConfig); 7] = [
         |peer| peer.max_prefixes = Some(100),
         |peer| peer.import = Arc::new(Policy::none()),
         |peer| peer.export = Arc::new(Policy::none()),
         |peer| peer.timers.connect_retry = Duration::from_secs(7),
         |peer| peer.port = 1790,
         |peer| peer.passive = false,
+        |peer| peer.assume_forwarding = true,
     ];
     for (index, edit) in live.into_iter().enumerate() {
         assert_eq!(change(&mut bench, edit), Applied::Live, "change {index}");
