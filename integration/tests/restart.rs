@@ -91,7 +91,7 @@ fn a_drained_node_is_a_last_resort_first_then_gone_over_a_restart_and_back_on_re
             }
             Ok(())
         })?;
-        nodes.a.workload("new")?;
+        nodes.a.workload("newer")?;
         TwoNodes::ping_across(
             std::slice::from_ref(&workload),
             std::slice::from_ref(&other),
@@ -183,7 +183,9 @@ fn a_reflector_that_stays_away_leaves_its_routes_as_a_last_resort_where_both_sid
         let on_b = nodes.b.workload("b1")?;
         nodes.reflector.process().kill();
         lab.wait_for("the routes are long-lived stale", PATIENCE, || {
-            let text = nodes.a.agentctl(&["route", "list", "--table", "loc"])?;
+            let text = nodes
+                .a
+                .agentctl(&["--output", "json", "route", "list", "--table", "loc"])?;
             ensure!(text.contains("llgr-stale"), "{text}");
             Ok(())
         })?;
@@ -192,7 +194,9 @@ fn a_reflector_that_stays_away_leaves_its_routes_as_a_last_resort_where_both_sid
         start_afresh(lab, &mut nodes, long)?;
         nodes.wait_converged()?;
         lab.wait_for("nothing is stale", Duration::from_secs(30), || {
-            let text = nodes.a.agentctl(&["route", "list", "--table", "loc"])?;
+            let text = nodes
+                .a
+                .agentctl(&["--output", "json", "route", "list", "--table", "loc"])?;
             ensure!(!text.contains("llgr-stale"), "{text}");
             Ok(())
         })?;

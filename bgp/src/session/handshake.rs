@@ -178,7 +178,7 @@ impl Session {
             negotiated: Arc::clone(&negotiated),
         };
         cx.actions.push(Action::Up(Box::new(up)));
-        self.resume_stale(cx, &remote, negotiated.families);
+        let refreshes = self.resume_stale(cx, &remote, negotiated.families);
         self.state = State::Established(Box::new(Established {
             connection,
             sent,
@@ -189,7 +189,8 @@ impl Session {
             writer: Writer::Clear,
             end_of_rib_received: [false; 2],
             end_of_rib_sent: [false; 2],
-            refreshes: [None; 2],
+            assumed: refreshes.map(|until| until.is_some()),
+            refreshes,
             contender: None,
         }));
         self.was_established = true;

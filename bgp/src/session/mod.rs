@@ -70,7 +70,7 @@ pub(crate) struct Settings {
     pub(crate) timers: Timers,
     /// Advertised restart time; `None` turns graceful restart off.
     pub(crate) graceful_restart: Option<Duration>,
-    /// The peer's F bits are taken as set.
+    /// Routes outlive a return without the F bit, for the restart time.
     pub(crate) assume_forwarding: bool,
     /// RFC 9494; counts beside `graceful_restart`.
     pub(crate) long_lived: Option<LongLived>,
@@ -274,6 +274,8 @@ struct Established {
     end_of_rib_sent: [bool; 2],
     /// What the peer is sending again must be complete by then (RFC 7313 §4).
     refreshes: [Option<Instant>; 2],
+    /// Such a refresh began with the session, without a word of the peer.
+    assumed: [bool; 2],
     /// A second connection of a peer that may have restarted (RFC 4724 §5).
     contender: Option<Pending>,
 }

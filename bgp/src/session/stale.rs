@@ -103,6 +103,8 @@ impl Session {
         for family in Family::ALL {
             let index = family.index();
             let before = self.stale[index].take();
+            // What was kept on an assumption and was not renewed does not live on.
+            let assumed = established.assumed[index] && established.refreshes[index].is_some();
             let terms = terms(&self.settings, &established.remote, family)
                 .filter(|_| keep && established.negotiated.families[index]);
             let Some(terms) = terms else { continue };
@@ -112,7 +114,12 @@ impl Session {
             };
             let long_lived = !terms.long_lived.is_zero();
             let after = match before {
-                None => fresh,
+                None => {
+                    if assumed {
+                        cx.actions.push(Action::SweepStale(family));
+                    }
+                    fresh
+                }
                 // RFC 9494 §4.2: the time that was over is over.
                 Some(Stale::Expired) => continue,
                 Some(Stale::LongLived { until }) if long_lived => {
@@ -143,23 +150,24 @@ impl Session {
         self.stale_timeout(cx, false);
     }
 
-    /// The neighbour is back: which of its kept routes may still wait for its End-of-RIB.
+    /// The neighbour is back: which of its kept routes may still wait for its End-of-RIB. Returned
+    /// is until when those wait that are kept on an assumption alone.
     pub(super) fn resume_stale(
         &mut self,
         cx: &mut Context<'_>,
         remote: &Open,
         negotiated: [bool; 2],
-    ) {
+    ) -> [Option<Instant>; 2] {
         let restart = graceful_restart(remote);
-        let assumed = self.settings.assume_forwarding;
+        let mut assumed = [None; 2];
         for family in Family::ALL {
             let index = family.index();
-            let after = match self.stale[index].take() {
-                None => continue,
+            let Some(stale) = self.stale[index].take() else {
+                continue;
+            };
+            let after = match stale {
                 // RFC 4724 §4.2
-                Some(Stale::Restart { until, then })
-                    if forwards(restart, family, assumed) && negotiated[index] =>
-                {
+                Stale::Restart { until, then } if forwards(restart, family) => {
                     Some(Stale::Returned {
                         by: cx.now + self.settings.timers.stale_time,
                         until,
@@ -167,20 +175,29 @@ impl Session {
                     })
                 }
                 // RFC 9494 §4.2
-                Some(Stale::LongLived { until })
-                    if long_lived(remote, family)
-                        .is_some_and(|(forwarding, _)| forwarding || assumed)
-                        && negotiated[index] =>
+                Stale::LongLived { until }
+                    if long_lived(remote, family).is_some_and(|(forwarding, _)| forwarding) =>
                 {
                     Some(Stale::LongLived { until })
                 }
-                Some(_) => None,
+                _ => None,
             };
-            if after.is_none() {
-                cx.actions.push(Action::SweepStale(family));
+            self.stale[index] = after.filter(|_| negotiated[index]);
+            if self.stale[index].is_some() {
+                continue;
             }
-            self.stale[index] = after;
+            let listed = restart.filter(|restart| restart.families[index] && negotiated[index]);
+            match listed.filter(|_| self.settings.assume_forwarding) {
+                // It began with an empty table, and its End-of-RIB may come before others have
+                // told it anything: as with a refresh without an end, time alone ends the wait.
+                Some(restart) => {
+                    assumed[index] = Some(cx.now + restart.restart_time);
+                    cx.actions.push(Action::MarkStale(family));
+                }
+                None => cx.actions.push(Action::SweepStale(family)),
+            }
         }
+        assumed
     }
 
     /// The RIB has swept the stale routes with the marker.
@@ -273,10 +290,6 @@ impl Session {
     }
 }
 
-/// A family that is not listed, and a neighbour without the capability, keep nothing in any case.
-fn forwards(restart: Option<GracefulRestart>, family: Family, assumed: bool) -> bool {
-    restart.is_some_and(|restart| {
-        let index = family.index();
-        restart.forwarding[index] || (assumed && restart.families[index])
-    })
+fn forwards(restart: Option<GracefulRestart>, family: Family) -> bool {
+    restart.is_some_and(|restart| restart.forwarding[family.index()])
 }

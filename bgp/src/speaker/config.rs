@@ -174,8 +174,9 @@ pub struct PeerConfig {
     pub timers: Timers,
     /// Advertise graceful restart (RFC 4724) with this restart time, at most 4,095 s.
     pub graceful_restart: Option<Duration>,
-    /// Take it that the peer has kept its forwarding state over a restart, whatever it says: for a
-    /// route reflector, through which nothing is forwarded. Not as RFC 4724 §4.2 wants it.
+    /// When the peer comes back without the forwarding state it had, keep its routes for its restart
+    /// time all the same: for a route reflector, through which nothing is forwarded. Not as
+    /// RFC 4724 §4.2 wants it.
     pub assume_forwarding: bool,
     /// Long-lived graceful restart (RFC 9494); counts beside `graceful_restart`. `None`: off.
     pub long_lived: Option<LongLived>,

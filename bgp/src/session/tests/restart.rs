@@ -287,24 +287,61 @@ fn a_return_within_the_last_moment_of_the_restart_time_keeps_the_routes() {
     assert_eq!(swept(&bench.take()), []);
 }
 
+/// A peer that may be assumed to have kept its forwarding state, back without saying so.
+fn returned_afresh(families: Vec<(u16, u8, bool)>) -> (Bench, ConnectionId) {
+    let mut assuming = config();
+    assuming.assume_forwarding = true;
+    let (mut bench, connection) = Bench::established(assuming, restarting_open(false));
+    bench.with(|session, cx| session.closed(cx, connection, "reset".into()));
+    bench.take();
+    let mut open = remote_open();
+    open.capabilities.push(Capability::GracefulRestart {
+        restarting: false,
+        notification: false,
+        restart_time: 60,
+        families,
+    });
+    let connection = come_back(&mut bench, open);
+    (bench, connection)
+}
+
+fn live(bench: &mut Bench, connection: ConnectionId, seconds: u64) {
+    for _ in 0..seconds {
+        bench.run_for(Duration::from_secs(1));
+        bench.message(connection, Message::Keepalive);
+        bench.session.writable(connection);
+    }
+}
+
 #[test]
-fn a_reflector_that_kept_nothing_may_be_believed_all_the_same_but_only_where_it_says_the_family() {
-    let returned = |families: Vec<(u16, u8, bool)>| {
-        let mut assuming = config();
-        assuming.assume_forwarding = true;
-        let (mut bench, connection) = Bench::established(assuming, restarting_open(false));
-        bench.with(|session, cx| session.closed(cx, connection, "reset".into()));
-        let mut open = remote_open();
-        open.capabilities.push(Capability::GracefulRestart {
-            restarting: false,
-            notification: false,
-            restart_time: 60,
-            families,
-        });
-        come_back(&mut bench, open);
-        swept(&bench.take())
-    };
-    assert_eq!(returned(vec![(1, 1, false), (2, 1, false)]), []);
-    assert_eq!(returned(vec![(1, 1, false)]), [Family::Ipv6Unicast]);
-    assert_eq!(returned(vec![]), Family::ALL);
+fn routes_of_a_reflector_that_starts_afresh_outlive_its_end_of_rib_for_its_restart_time() {
+    let (mut bench, connection) = returned_afresh(vec![(1, 1, false), (2, 1, false)]);
+    let actions = bench.take();
+    assert_eq!(swept(&actions), []);
+    for family in Family::ALL {
+        assert!(actions.contains(&Action::MarkStale(family)));
+        bench.message(connection, end_of_rib(family));
+    }
+    live(&mut bench, connection, 59);
+    assert_eq!(swept(&bench.take()), []);
+    live(&mut bench, connection, 1);
+    assert_eq!(swept(&bench.take()), Family::ALL);
+    // Only what it lists, and nothing without the capability's families.
+    let (mut bench, _) = returned_afresh(vec![(1, 1, false)]);
+    assert_eq!(swept(&bench.take()), [Family::Ipv6Unicast]);
+    let (mut bench, _) = returned_afresh(vec![]);
+    assert_eq!(swept(&bench.take()), Family::ALL);
+}
+
+#[test]
+fn what_is_kept_on_an_assumption_goes_when_the_peer_is_lost_again() {
+    let (mut bench, connection) = returned_afresh(vec![(1, 1, false), (2, 1, true)]);
+    bench.take();
+    live(&mut bench, connection, 10);
+    bench.message(connection, end_of_rib(Family::Ipv6Unicast));
+    bench.take();
+    bench.with(|session, cx| session.closed(cx, connection, "reset".into()));
+    let actions = bench.take();
+    assert_eq!(swept(&actions), [Family::Ipv4Unicast]);
+    assert_eq!(down(&actions), Some([true, true]));
 }
