@@ -294,7 +294,7 @@ fn long_lived_graceful_restart_is_off_unless_it_is_asked_for() {
             ".stale_time: \"200d\" is out of range; 1s to 6months 11days 12h 58m 39s are allowed",
         ),
         (
-            "{ time = \"1s\" }",
+            "{ stale_time = \"1h\", time = \"1s\" }",
             ".time: unknown key; known here: stale_time",
         ),
     ] {
