@@ -156,6 +156,18 @@ async fn a_key_is_exchanged_under_sessions_and_holds_for_new_ones() {
     let two = leaf(2, at, password("new"));
     two.established("hub").await;
 
+    // It is on the connection and not only on the listening socket: with a third one on this side
+    // alone nothing comes through.
+    peer.password = password("third");
+    assert_eq!(
+        one.handle.update_peer(peer.clone()).await,
+        Ok(Applied::Live)
+    );
+    one.until("loss", "hub", |peer| {
+        peer.is_some_and(|peer| peer.counters.dropped_count == 1)
+    })
+    .await;
+
     // Taking the key off needs a new session.
     peer.password = None;
     assert_eq!(one.handle.update_peer(peer).await, Ok(Applied::Reset));

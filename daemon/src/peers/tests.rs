@@ -114,6 +114,7 @@ fn the_nearest_name_is_the_one_that_was_meant() {
         ("tor-1", Some("tor-a")),
         ("TOR-B", Some("tor-b")),
         ("leave", Some("leaves")),
+        ("tro-b", Some("tor-b")),
         ("laeves", Some("leaves")),
         ("spin", Some("spine-1")),
         ("gateway", None),

@@ -311,5 +311,6 @@ fn what_covers_an_address_is_told_with_the_rule_that_refused_it() {
     let first = bench
         .speaker
         .received_covering("203.0.113.1".parse().unwrap(), 1);
+    assert_eq!(first.len(), 1);
     assert_eq!(first[0].prefix.to_string(), "203.0.113.0/24");
 }
