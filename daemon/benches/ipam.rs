@@ -29,6 +29,8 @@ fn pool(name: &str, cidr: &str, block_size: u8) -> config::Pool {
         block_size,
         disabled: false,
         nat_outgoing: false,
+        encapsulation: Default::default(),
+        encapsulation_scope: Default::default(),
         reserved: Vec::new(),
         claim: vec![cidr.parse().expect("a prefix")],
     }

@@ -9,3 +9,4 @@ pub mod peers;
 pub mod runtime;
 pub mod store;
 pub mod telemetry;
+pub mod tunnels;

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use agentd_proto::v1::{self, ExplainStep, explain_step::Status};
 use bgp::speaker::status::{PeerState, Route, RouteQuery, RouteTable};
 use dataplane::{
+    desired::{Encapsulation, PoolTunnel},
     kernel::{PROTOCOL_AGENTD, PROTOCOL_AGENTD_BGP, Target},
     reconcile::{KernelRoute, Lookup},
 };
@@ -27,6 +28,8 @@ pub struct Facts {
     pub node: String,
     pub view: AddressView,
     pub lookup: Lookup,
+    /// How pools are reached, and through which devices.
+    pub dataplane: dataplane::reconcile::Status,
     /// Loc-RIB paths of the longest prefix found that covers the address; best first.
     pub paths: Vec<Route>,
     /// Established peers; for those that do not have the own block, why.
@@ -40,6 +43,7 @@ pub async fn gather(context: &Context, address: IpAddr) -> Result<Facts, Error> 
     let network = &context.network;
     let view = context.node.address(address).await?;
     let lookup = network.lookup(address).await?;
+    let dataplane = network.dataplane().await?;
     let peers = network.peers().await;
     // The speaker lists by prefix: the candidates are what the kernel uses, and the block that
     // the address would be in.
@@ -105,6 +109,7 @@ pub async fn gather(context: &Context, address: IpAddr) -> Result<Facts, Error> 
         node: context.identity.name.clone(),
         view,
         lookup,
+        dataplane,
         paths,
         advertised,
         received,
@@ -153,10 +158,16 @@ fn pool(facts: &Facts, steps: &mut Steps) {
     match &facts.view.pool {
         Some(pool) => {
             let disabled = if pool.disabled { ", disabled" } else { "" };
+            let tunnel = match pool_tunnel(facts) {
+                Some(tunnel) if tunnel.encapsulation != Encapsulation::None => {
+                    format!(", {} {}", tunnel.encapsulation, tunnel.scope)
+                }
+                _ => String::new(),
+            };
             steps.push(
                 "pool",
                 Status::Ok,
-                format!("in pool {} ({}{disabled})", pool.name, pool.cidr),
+                format!("in pool {} ({}{disabled}{tunnel})", pool.name, pool.cidr),
             );
         }
         None => steps.push(
@@ -171,6 +182,37 @@ fn pool(facts: &Facts, steps: &mut Steps) {
             Status::Warning,
             "reserved by the configuration: no workload gets it",
         );
+    }
+}
+
+/// How the pool of the address is reached on other nodes.
+fn pool_tunnel(facts: &Facts) -> Option<PoolTunnel> {
+    let mut pools = facts.dataplane.pools.iter();
+    pools
+        .find(|pool| pool.cidr.contains(&facts.address))
+        .copied()
+}
+
+/// Through which tunnel, to which node.
+fn tunnels(facts: &Facts, steps: &mut Steps) {
+    let hops = facts.lookup.route.iter().flat_map(|route| &route.hops);
+    let mut any = false;
+    for hop in hops {
+        if let Some(endpoint) = hop.endpoint {
+            any = true;
+            let text = format!("{}, to {endpoint}", hop.interface);
+            steps.push("tunnel", Status::Ok, text);
+        }
+    }
+    let Some(tunnel) = pool_tunnel(facts).filter(|_| !any) else {
+        return;
+    };
+    let devices = facts.dataplane.tunnels.iter();
+    for device in devices.filter(|device| device.encapsulation == tunnel.encapsulation) {
+        if let Some(failure) = &device.failure {
+            let text = format!("{}: {failure}", device.device);
+            steps.push("tunnel", Status::Problem, text);
+        }
     }
 }
 
@@ -343,11 +385,12 @@ fn foreign(facts: &Facts, steps: &mut Steps) -> (bool, String) {
         }
     }
     let routed = kernel(facts, steps);
+    tunnels(facts, steps);
     let via = |route: &KernelRoute| {
         route
             .hops
             .iter()
-            .filter_map(|hop| hop.gateway)
+            .filter_map(|hop| hop.endpoint.or(hop.gateway))
             .map(|gateway| gateway.to_string())
             .collect::<Vec<_>>()
             .join(" and ")

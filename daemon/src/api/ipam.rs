@@ -16,8 +16,12 @@ impl IpamService for Ipam {
         _request: Request<v1::ListPoolsRequest>,
     ) -> Result<Response<v1::ListPoolsResponse>, Status> {
         let pools = self.0.node.pools().await?;
+        let tunnels = self.0.network.dataplane().await?.pools;
         Ok(Response::new(v1::ListPoolsResponse {
-            pools: pools.iter().map(render::pool).collect(),
+            pools: pools
+                .iter()
+                .map(|pool| render::pool(pool, &tunnels))
+                .collect(),
         }))
     }
 

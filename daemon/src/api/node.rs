@@ -62,6 +62,7 @@ impl NodeService for Node {
                 last_audit_at: dataplane
                     .last_audit
                     .map(|at| render::timestamp(wall_clock(at))),
+                tunnels: dataplane.tunnels.iter().map(render::tunnel).collect(),
             }),
         }))
     }

@@ -3,6 +3,10 @@
 use std::time::SystemTime;
 
 use agentd_proto::v1;
+use dataplane::{
+    desired::{Encapsulation, PoolTunnel, Scope},
+    reconcile::TunnelView,
+};
 
 use super::access;
 
@@ -122,7 +126,11 @@ pub fn watch_event(event: &WatchEvent) -> v1::WatchWorkloadsResponse {
     }
 }
 
-pub fn pool(view: &PoolView) -> v1::Pool {
+/// `tunnels`: how pools are reached, as the dataplane has it.
+pub fn pool(view: &PoolView, tunnels: &[PoolTunnel]) -> v1::Pool {
+    let tunnel = tunnels.iter().find(|tunnel| tunnel.cidr == view.cidr);
+    let encapsulation = tunnel.map_or_else(Encapsulation::default, |tunnel| tunnel.encapsulation);
+    let scope = tunnel.map_or_else(Scope::default, |tunnel| tunnel.scope);
     v1::Pool {
         name: view.name.clone(),
         cidr: view.cidr.to_string(),
@@ -134,6 +142,19 @@ pub fn pool(view: &PoolView) -> v1::Pool {
         blocks_held: view.blocks_held,
         addresses_held: view.addresses_held,
         addresses_used: view.addresses_used,
+        encapsulation: encapsulation.to_string(),
+        encapsulation_scope: scope.to_string(),
+    }
+}
+
+pub fn tunnel(view: &TunnelView) -> v1::Tunnel {
+    v1::Tunnel {
+        name: view.device.to_owned(),
+        encapsulation: view.encapsulation.to_string(),
+        stands: view.stands,
+        endpoints: count(view.endpoints),
+        unused: !view.wanted,
+        failure: view.failure.clone().unwrap_or_default(),
     }
 }
 

@@ -17,6 +17,7 @@ use super::{
     policy::Named,
     restart,
     sections::{defaults, is_name, is_usable, name_rule, seconds},
+    tunnel,
 };
 
 /// Linux takes keys of at most TCP_MD5SIG_MAXKEYLEN bytes.
@@ -68,6 +69,7 @@ pub(super) fn read(
     }
     let listen = read_listen(&mut section);
     let install_routes = section.boolean("install_routes");
+    let resilient_hashing = tunnel::read_resilient(&mut section);
     if let Some(Found { value: true, span }) = section.boolean("mesh") {
         section.error("mesh", Some(span), "true is not supported yet; use false");
     }
@@ -116,6 +118,7 @@ pub(super) fn read(
         listen,
         cluster_id: cluster_id.map(|found| found.value),
         install_routes: install_routes.is_none_or(|found| found.value),
+        resilient_hashing,
         originate,
         peers: neighbors.peers,
         ranges: neighbors.ranges,

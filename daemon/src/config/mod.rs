@@ -32,6 +32,7 @@ mod samples;
 mod sections;
 #[cfg(test)]
 mod tests;
+mod tunnel;
 
 use std::{
     fmt,
@@ -42,6 +43,10 @@ use std::{
 };
 
 use ::bgp::{policy::Policy, rib::LocalRoute, speaker::config::RemoteAs, types::Family};
+use dataplane::{
+    desired::{Encapsulation, Scope},
+    kernel::Resilient,
+};
 use ipnet::IpNet;
 
 pub use bridge::{Bridge, Subnet};
@@ -58,6 +63,7 @@ pub struct Config {
     pub pools: Vec<Pool>,
     /// In the order of the file. Their subnets overlap neither each other nor the pools.
     pub bridges: Vec<Bridge>,
+    pub tunnel: Tunnel,
     pub ipam: Ipam,
     /// `None`: no `[bgp]` section, and no speaker runs.
     pub bgp: Option<Bgp>,
@@ -101,6 +107,9 @@ pub struct Pool {
     pub disabled: bool,
     /// What its workloads send to addresses outside of all pools carries the node's address.
     pub nat_outgoing: bool,
+    /// How its addresses on other nodes are reached.
+    pub encapsulation: Encapsulation,
+    pub encapsulation_scope: Scope,
     /// Never given out. Each lies inside the pool.
     pub reserved: Vec<IpNet>,
     /// What `ipam.claim` names inside this pool: whole blocks, not overlapping, in the order of
@@ -117,10 +126,23 @@ impl Pool {
             block_size,
             disabled: false,
             nat_outgoing: false,
+            encapsulation: Encapsulation::None,
+            encapsulation_scope: Scope::Always,
             reserved,
             claim: vec![cidr],
         }
     }
+}
+
+/// `[tunnel]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    /// VXLAN network identifier: 1 to 16777215.
+    pub vni: u32,
+    /// UDP port of VXLAN.
+    pub port: u16,
+    /// Taken from other nodes although no pool sends by it. Sorted, without "none".
+    pub accept: Vec<Encapsulation>,
 }
 
 /// `[ipam]`. The claim ranges stand at the pools they lie in.
@@ -149,6 +171,8 @@ pub struct Bgp {
     /// Whether learned routes go to the kernel; a route reflector or route server that forwards
     /// nothing does without.
     pub install_routes: bool,
+    /// `None`: a flow may change its next hop when another one of its group comes or goes.
+    pub resilient_hashing: Option<Resilient>,
     /// Prefixes announced beside the blocks, each once.
     pub originate: Vec<(IpNet, LocalRoute)>,
     /// In the order of the file; names and addresses are unique. Every value that `[bgp]` gives

@@ -8,6 +8,7 @@ use super::{
     Node, Pool,
     document::{Found, Section},
     sections::{defaults, is_name, name_rule},
+    tunnel,
 };
 
 pub(super) const PREFIX: &str = "a prefix such as \"10.244.0.0/16\" or \"fd00:10:244::/48\"";
@@ -51,28 +52,8 @@ fn read_one(mut section: Section<'_, '_, '_>, earlier: &[Found<Pool>]) -> Option
     let block_size = read_block_size(&mut section, cidr.as_ref());
     let disabled = section.boolean("disabled");
     let nat_outgoing = section.boolean("nat_outgoing");
-    for (key, choices) in [
-        (
-            "encapsulation",
-            &[
-                ("none", None),
-                ("ipip", Some("ipip")),
-                ("vxlan", Some("vxlan")),
-            ][..],
-        ),
-        (
-            "encapsulation_scope",
-            &[("always", None), ("cross-subnet", Some("cross-subnet"))][..],
-        ),
-    ] {
-        if let Some(Found {
-            value: Some(word),
-            span,
-        }) = section.choice(key, choices)
-        {
-            section.error(key, Some(span), format!("\"{word}\" is not supported yet"));
-        }
-    }
+    let (encapsulation, encapsulation_scope) =
+        tunnel::read_pool(&mut section, cidr.as_ref().map(|cidr| cidr.value));
     let mut reserved = Vec::new();
     for (index, Found { value, span }) in section
         .list::<IpNet>("reserved", PREFIX)
@@ -99,6 +80,8 @@ fn read_one(mut section: Section<'_, '_, '_>, earlier: &[Found<Pool>]) -> Option
             block_size: block_size?,
             disabled: disabled.is_some_and(|found| found.value),
             nat_outgoing: nat_outgoing.is_some_and(|found| found.value),
+            encapsulation,
+            encapsulation_scope,
             reserved,
             claim: Vec::new(),
         },

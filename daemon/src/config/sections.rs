@@ -11,7 +11,7 @@ use super::{
     Api, Config, Ipam, Log, LogFormat, Node, Telemetry, bgp, bridge,
     document::{Document, Found, Section},
     error::ConfigErrors,
-    policy, pool,
+    policy, pool, tunnel,
 };
 
 /// What a value becomes when the file does not name it. Kept in one place because
@@ -65,6 +65,7 @@ fn read(mut root: Section<'_, '_, '_>) -> Option<Config> {
     let node = read_node(root.section("node"));
     let api = read_api(root.section("api"));
     let mut pools = pool::read(root.sections("pool"));
+    let tunnel = tunnel::read(root.section("tunnel"));
     let ipam = read_ipam(root.section("ipam"), &mut pools);
     let bridges = bridge::read(root.sections("bridge"), &pools);
     let named = policy::read(root.sections("policy"), &pools);
@@ -83,6 +84,7 @@ fn read(mut root: Section<'_, '_, '_>) -> Option<Config> {
         api,
         pools: pools.into_iter().map(|pool| pool.value).collect(),
         bridges,
+        tunnel,
         ipam,
         bgp: bgp?,
         policies: named.into_policies(),

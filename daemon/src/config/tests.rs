@@ -61,6 +61,11 @@ fn an_empty_file_is_a_node_without_pools_and_bgp_and_with_every_default() {
             },
             pools: Vec::new(),
             bridges: Vec::new(),
+            tunnel: Tunnel {
+                vni: 4096,
+                port: 4789,
+                accept: Vec::new(),
+            },
             ipam: Ipam {
                 cooldown: Duration::from_secs(130),
                 claim_ahead: 75,
@@ -220,8 +225,8 @@ fn unknown_keys_are_refused_with_the_known_ones() {
     );
     check(
         "[nodes]\nname = \"a\"\n",
-        "agentd.toml:1: nodes: unknown key; known here: api, bgp, bridge, ipam, log, node, policy, pool \
-         and telemetry",
+        "agentd.toml:1: nodes: unknown key; known here: api, bgp, bridge, ipam, log, node, policy, pool, \
+         telemetry and tunnel",
     );
     check(
         "[bgp]\nasn = 1\ngraceful_restart = { time = \"1s\" }\n",
@@ -275,16 +280,6 @@ fn features_that_do_not_exist_yet_are_refused_and_not_ignored() {
     check(
         "[ipam]\nstore = \"etcd\"\n",
         "agentd.toml:2: ipam.store: \"etcd\" is not supported yet; use \"local\"",
-    );
-    check_pool(
-        "encapsulation = \"vxlan\"",
-        "encapsulation",
-        "\"vxlan\" is not supported yet",
-    );
-    check_pool(
-        "encapsulation_scope = \"cross-subnet\"",
-        "encapsulation_scope",
-        "\"cross-subnet\" is not supported yet",
     );
     check_peer("bfd = {}", "bfd", "is not supported yet");
     // Without an address, because it stands for one.

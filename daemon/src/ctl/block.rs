@@ -82,15 +82,21 @@ pub async fn run_pool(
     }
     out.table(
         &[
-            "POOL", "CIDR", "BLOCK", "STATE", "CLAIM", "BLOCKS", "USED", "HELD",
+            "POOL", "CIDR", "BLOCK", "STATE", "TUNNEL", "CLAIM", "BLOCKS", "USED", "HELD",
         ],
-        &[2, 5, 6, 7],
+        &[2, 6, 7, 8],
         response.pools.iter().map(|pool| {
             vec![
                 pool.name.clone(),
                 pool.cidr.clone(),
                 format!("/{}", pool.block_size),
                 if pool.disabled { "disabled" } else { "enabled" }.to_owned(),
+                match pool.encapsulation_scope.as_str() {
+                    "cross-subnet" if pool.encapsulation != "none" => {
+                        format!("{} cross-subnet", pool.encapsulation)
+                    }
+                    _ => pool.encapsulation.clone(),
+                },
                 pool.claim.join(","),
                 format!("{}/{}", pool.blocks_held, pool.blocks_claimable),
                 pool.addresses_used.to_string(),

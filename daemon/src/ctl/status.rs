@@ -1,6 +1,6 @@
 //! `agentctl status`.
 
-use agentd_proto::v1::GetStatusRequest;
+use agentd_proto::v1::{GetStatusRequest, Tunnel};
 
 use super::{
     client::{Client, Error},
@@ -41,6 +41,7 @@ pub async fn run(client: &Client, out: &mut Output) -> Result<(), Error> {
         kernel.push_str("\nconflict: ");
         kernel.push_str(conflict);
     }
+    let tunnels: Vec<String> = dataplane.tunnels.iter().map(tunnel).collect();
     out.fields(&[
         ("Node", status.name),
         ("Version", status.version),
@@ -67,6 +68,7 @@ pub async fn run(client: &Client, out: &mut Output) -> Result<(), Error> {
                 status.routes_learned, status.routes_installed
             ),
         ),
+        ("Tunnels", tunnels.join("\n")),
         ("Kernel", kernel),
         (
             "Kernel writes",
@@ -74,4 +76,15 @@ pub async fn run(client: &Client, out: &mut Output) -> Result<(), Error> {
         ),
         ("Last audit", time::moment(dataplane.last_audit_at.as_ref())),
     ])
+}
+
+fn tunnel(tunnel: &Tunnel) -> String {
+    let state = match (tunnel.stands, tunnel.unused, tunnel.failure.as_str()) {
+        (true, true, _) => "not used any more, goes in a while".to_owned(),
+        (true, false, "") => format!("up, {} other nodes", tunnel.endpoints),
+        (true, false, failure) => format!("up, not complete: {failure}"),
+        (false, _, "") => "not up yet".to_owned(),
+        (false, _, failure) => failure.to_owned(),
+    };
+    format!("{}: {state}", tunnel.name)
 }

@@ -97,6 +97,8 @@ impl Pool {
                 block_size: cidr.prefix_len(),
                 disabled: true,
                 nat_outgoing: false,
+                encapsulation: Default::default(),
+                encapsulation_scope: Default::default(),
                 reserved: Vec::new(),
                 claim: Vec::new(),
             })

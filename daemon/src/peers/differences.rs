@@ -60,7 +60,7 @@ pub(super) fn of_peers(old: &Peer, new: &Peer) -> String {
 /// Sections and keys that take effect at a start only.
 pub(super) fn needs_restart(running: &Config, new: &Config) -> Vec<String> {
     let mut names: Vec<String> = differing!(
-        running, new, node, api, pools, bridges, ipam, telemetry, log
+        running, new, node, api, pools, tunnel, bridges, ipam, telemetry, log
     )
     .into_iter()
     .map(|name| match name {
@@ -87,6 +87,7 @@ fn of_bgp(running: &Bgp, new: &Bgp) -> Vec<String> {
         cluster_id,
         listen,
         install_routes,
+        resilient_hashing,
     );
     let mut alike = running.clone();
     alike.asn = new.asn;
@@ -94,6 +95,7 @@ fn of_bgp(running: &Bgp, new: &Bgp) -> Vec<String> {
     alike.cluster_id = new.cluster_id;
     alike.listen.clone_from(&new.listen);
     alike.install_routes = new.install_routes;
+    alike.resilient_hashing = new.resilient_hashing;
     alike.peers.clone_from(&new.peers);
     alike.ranges.clone_from(&new.ranges);
     alike.originate.clone_from(&new.originate);

@@ -24,6 +24,7 @@ use super::{
 use crate::{
     config::{Config, ConfigErrors},
     node::Error,
+    tunnels::Live,
 };
 
 /// RFC 9003 §2: octets of a shutdown text.
@@ -38,6 +39,8 @@ pub struct Manager {
     text: String,
     saved: Saved,
     speaker: Option<Handle>,
+    /// To whom a reload tells how pools are reached.
+    pub tunnels: Option<Live>,
     import_pools: Arc<Policy>,
 }
 
@@ -62,6 +65,7 @@ impl Manager {
             text,
             saved,
             speaker: None,
+            tunnels: None,
             import_pools: Arc::new(Policy::import_pools(&pools)),
         })
     }
@@ -365,6 +369,10 @@ impl Manager {
             let more = applier.originations(running, wanted).await;
             report.changes.extend(more);
             self.running.policies.clone_from(&new.policies);
+        }
+        if let Some(tunnels) = &self.tunnels {
+            let changes = tunnels.reload(&mut self.running, &new).await;
+            report.changes.extend(changes);
         }
         report.needs_restart = differences::needs_restart(&self.running, &new);
         self.text = text;

@@ -25,7 +25,11 @@ use bgp::{
     speaker::config::{ConfigError, Restarting},
     types::Family,
 };
-use dataplane::{desired::Event, kernel::Target, linux::OpenError};
+use dataplane::{
+    desired::{Event, Object},
+    kernel::Target,
+    linux::OpenError,
+};
 use ipnet::IpNet;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -49,6 +53,7 @@ use crate::{
         notify,
         serve::{self, ListenError},
     },
+    tunnels,
 };
 
 /// How long the kernel's first dump may take.
@@ -110,7 +115,7 @@ impl StartError {
 pub async fn run(mut config: Config, text: String) -> Result<(), StartError> {
     let mut signals = Signals::new().map_err(StartError::Signals)?;
     let (store, completions, recovered) = Store::open(&config.node.state_dir)?;
-    let manager = Manager::recover(&mut config, text)?;
+    let mut manager = Manager::recover(&mut config, text)?;
     let api_socket = socket::bind(&config.api.socket)?;
     let metrics_listener = match config.telemetry.metrics_listen {
         Some(address) => Some(serve::bind(address).await?),
@@ -136,6 +141,7 @@ pub async fn run(mut config: Config, text: String) -> Result<(), StartError> {
     let (dataplane, mut events, dataplane_task) =
         dataplane::runtime::spawn(dataplane::reconcile::Config {
             underlay: underlay.clone(),
+            resilient: config.bgp.as_ref().and_then(|bgp| bgp.resilient_hashing),
             seed: u64::from(std::process::id()),
             ..Default::default()
         })?;
@@ -144,9 +150,13 @@ pub async fn run(mut config: Config, text: String) -> Result<(), StartError> {
         .set_filter(setup::filter(&config))
         .await
         .map_err(|_| StartError::Lost("dataplane"))?;
+    let wanted = tunnels::desired(&config, &identity);
+    // An end of the dataplane shows below.
+    let _ = dataplane.set(vec![Object::Tunnels(wanted)]).await;
     let early = first_dump(&mut events).await?;
 
     let pools: Vec<IpNet> = config.pools.iter().map(|pool| pool.cidr).collect();
+    let next_hop6 = tunnels::next_hop6(&identity, &config.pools);
     let (speaker, updates) = match (&config.bgp, identity.router_id) {
         (Some(bgp), Some(router_id)) => {
             let restarting = restarting(&dataplane, &recovered).await;
@@ -155,10 +165,7 @@ pub async fn run(mut config: Config, text: String) -> Result<(), StartError> {
             // From the first message on.
             config.drain = Drain::recovered(Now::read(), recovered.drained).announce();
             // So that one session carries the blocks of both families.
-            config.next_hop_self = [
-                identity.address.map(IpAddr::V4),
-                identity.address6.map(IpAddr::V6),
-            ];
+            config.next_hop_self = [identity.address.map(IpAddr::V4), next_hop6];
             let (handle, updates, task) =
                 bgp::driver::spawn(config).map_err(StartError::Speaker)?;
             // Its end closes `updates`, and with that ends the agent; this says why.
@@ -197,6 +204,10 @@ pub async fn run(mut config: Config, text: String) -> Result<(), StartError> {
         dataplane: dataplane.clone(),
     });
     let (peers, ends) = PeersHandle::new();
+    manager.tunnels = Some(tunnels::Live {
+        dataplane: dataplane.clone(),
+        identity: identity.clone(),
+    });
     tokio::spawn(manager.run(speaker.clone(), ends));
     let context = api::Context {
         node: handle,

@@ -236,6 +236,7 @@ fn filter(ports: Ports) -> Vec<libc::sock_filter> {
     const LOAD_HALF: u16 = 0x28;
     const LOAD_BYTE: u16 = 0x30;
     const JUMP_EQUAL: u16 = 0x15;
+    const JUMP_SET: u16 = 0x45;
     const RETURN: u16 = 0x06;
     let one = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
     let kind = |kind: u16| u32::from(kind.to_be());
@@ -290,7 +291,8 @@ fn filter(ports: Ports) -> Vec<libc::sock_filter> {
         one(LOAD_HALF, 0, 0, 4),
         one(JUMP_EQUAL, 0, 4, kind(kind::NEW_NEIGHBOUR)),
         one(LOAD_HALF, 0, 0, 24),
-        one(JUMP_EQUAL, 0, 1, u32::from(NUD_PERMANENT.to_be())),
+        // The bridge tool sets another bit beside it.
+        one(JUMP_SET, 0, 1, u32::from(NUD_PERMANENT.to_be())),
         keep,
         drop,
     ]);
@@ -301,7 +303,8 @@ fn filter(ports: Ports) -> Vec<libc::sock_filter> {
         one(JUMP_EQUAL, 3, 0, u32::from(AF_INET6)),
         one(JUMP_EQUAL, 0, 3, u32::from(AF_BRIDGE)),
         one(LOAD_HALF, 0, 0, 24),
-        one(JUMP_EQUAL, 0, 1, u32::from(NUD_PERMANENT.to_be())),
+        // The bridge tool sets another bit beside it.
+        one(JUMP_SET, 0, 1, u32::from(NUD_PERMANENT.to_be())),
         keep,
         drop,
     ]);

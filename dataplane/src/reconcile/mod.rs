@@ -5,7 +5,8 @@
 //! * `values`, `attach`: what a workload or a bridge should look like; `lifecycle`: its way there and
 //!   away; `bridges`: what workloads on a bridge wait for.
 //! * `nexthops`, `resolve`: kernel nexthop objects, and where they lead.
-//! * `tunnel`: tunnels to other nodes; `tunnel_plan`: the part of plan and results about them.
+//! * `tunnel`: tunnels to other nodes; `tunnel_plan`, `tunnel_view`: the parts of plan,
+//!   results and views about them.
 //! * `plan`: what is written and read next; `routes`: the part about routes and nexthop objects;
 //!   `results`: what the answers mean; `retry`: what waits for time to pass.
 
@@ -24,6 +25,7 @@ mod table;
 mod tests;
 mod tunnel;
 mod tunnel_plan;
+mod tunnel_view;
 mod values;
 pub mod view;
 
@@ -50,7 +52,7 @@ use self::{
     tunnel::Tunnels,
 };
 
-pub use self::view::{Hop, KernelRoute, Lookup, NextHopView, ObjectStatus, Status};
+pub use self::view::{Hop, KernelRoute, Lookup, NextHopView, ObjectStatus, Status, TunnelView};
 use crate::{
     desired::{Event, Failure, Object, ObjectId, Source, Via},
     kernel::{

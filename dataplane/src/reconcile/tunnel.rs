@@ -88,7 +88,7 @@ impl Device {
         }
     }
 
-    fn encapsulation(self) -> Encapsulation {
+    pub(super) fn encapsulation(self) -> Encapsulation {
         match self {
             Device::Ipip => Encapsulation::Ipip,
             Device::Vxlan | Device::Vxlan6 => Encapsulation::Vxlan,
@@ -188,6 +188,10 @@ pub(super) struct Tunnels {
 impl Tunnels {
     pub(super) fn device(&mut self, device: Device) -> &mut DeviceState {
         &mut self.devices[device.slot()]
+    }
+
+    pub(super) fn is_blocked(&self, device: Device) -> bool {
+        self.devices[device.slot()].blocked
     }
 }
 
@@ -413,27 +417,6 @@ impl Reconciler {
         is_usable(link).then_some(before)
     }
 
-    /// Why a next hop that can be reached is not reached through its tunnel.
-    pub(super) fn tunnel_text(&self, key: HopKey) -> Option<String> {
-        let Via { address, .. } = key.via;
-        let name = match self.way(key) {
-            Way::Direct => return None,
-            Way::Impossible => {
-                return Some(format!(
-                    "no tunnel of this pool's kind leads to {}",
-                    key.via
-                ));
-            }
-            Way::Through(device) => device.name(),
-        };
-        self.resolve(endpoint(address).into())?;
-        let why = self.failures.get(&ObjectId::Tunnels);
-        let why = why.map_or_else(String::new, |trouble| format!(": {}", trouble.failure.text));
-        Some(format!(
-            "{name}, the tunnel to {address}, is not ready{why}"
-        ))
-    }
-
     /// Whether a watched next hop can be reached at all.
     pub(super) fn resolve_watched(&self, via: Via) -> Option<Resolved> {
         let address = via.address;
@@ -519,19 +502,6 @@ impl Reconciler {
                 _ => None,
             })
             .collect()
-    }
-
-    /// The other end of the tunnel to which a gateway on a device leads, as the kernel has it.
-    pub(super) fn endpoint_behind(&self, index: u32, gateway: Option<IpAddr>) -> Option<IpAddr> {
-        let link = self.links.get(&index)?;
-        match Device::named(&link.name)? {
-            Device::Ipip => gateway,
-            Device::Vxlan | Device::Vxlan6 => {
-                let mac = self.tunnels.neighbours.get(&(index, gateway?))?;
-                let entry = self.tunnels.fdb.get(&(index, *mac))?;
-                Some(entry.remote)
-            }
-        }
     }
 
     // ---- what the kernel tells ----
@@ -646,9 +616,8 @@ impl Reconciler {
         let neighbours: HashMap<_, _, Hash> = permanent
             .map(|neighbour| ((neighbour.index, neighbour.address), neighbour.mac))
             .collect();
-        if fdb != self.tunnels.fdb || neighbours != self.tunnels.neighbours {
-            self.tunnels.disturbed = true;
-        }
+        let known = fdb == self.tunnels.fdb && neighbours == self.tunnels.neighbours;
+        self.tunnels.disturbed |= self.started && !known;
         self.tunnels.fdb = fdb;
         self.tunnels.neighbours = neighbours;
         self.note_tunnel_sysctls(sysctls);

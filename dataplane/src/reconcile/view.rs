@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::{Reconciler, attach::key_of, lifecycle::Stage, table::NONE};
 use crate::{
-    desired::{Detail, Failure, FailureKind, NextHopState, ObjectId},
+    desired::{Detail, Encapsulation, Failure, FailureKind, NextHopState, ObjectId, PoolTunnel},
     kernel::{PROTOCOL_AGENTD_BGP, Target},
 };
 
@@ -45,8 +45,27 @@ pub struct Status {
     pub conflicts: Vec<String>,
     /// When the last full comparison ended.
     pub last_audit: Option<Instant>,
-    /// MTU of workloads that have none of their own.
+    /// MTU of workloads that have none of their own, outside of encapsulated pools.
     pub mtu: u32,
+    /// How pools are reached, in the order in which they were given.
+    pub pools: Vec<PoolTunnel>,
+    /// Tunnel devices that are wanted, or stand.
+    pub tunnels: Vec<TunnelView>,
+}
+
+/// A tunnel device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TunnelView {
+    pub device: &'static str,
+    pub encapsulation: Encapsulation,
+    /// It is there and carries packets.
+    pub stands: bool,
+    /// `false`: no pool uses it any more; it goes in a while.
+    pub wanted: bool,
+    /// Next hops that are reached through it.
+    pub endpoints: usize,
+    /// Why it does not stand, or is not complete.
+    pub failure: Option<String>,
 }
 
 /// A route of the host's main table.
@@ -152,6 +171,8 @@ impl Reconciler {
             conflicts,
             last_audit: self.last_audit,
             mtu: self.mtu,
+            pools: self.pool_tunnels(),
+            tunnels: self.tunnel_views(),
         }
     }
 

@@ -28,6 +28,7 @@ pub mod process;
 pub mod raw_message;
 pub mod raw_peer;
 mod reaper;
+pub mod routed_pair;
 pub mod single;
 pub mod two_nodes;
 pub mod wait;

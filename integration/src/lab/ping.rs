@@ -22,7 +22,8 @@ impl Report {
         self.sent.saturating_sub(self.received)
     }
 
-    fn parse(text: &str) -> Result<Self> {
+    /// The summary that `ping` prints at its end.
+    pub fn parse(text: &str) -> Result<Self> {
         // "20 packets transmitted, 20 received, 0% packet loss, time 19ms"
         let line = text
             .lines()

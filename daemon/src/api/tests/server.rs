@@ -164,6 +164,8 @@ async fn obliging(mut requests: mpsc::Receiver<Request>) {
         block_size: 26,
         disabled: false,
         nat_outgoing: false,
+        encapsulation: Default::default(),
+        encapsulation_scope: Default::default(),
         reserved: vec![net("10.0.0.0/32")],
         claim: vec![net("10.0.0.0/26")],
     }];

@@ -27,6 +27,8 @@ pub(super) fn pool(name: &str, cidr: &str, block_size: u8, claim: &[&str]) -> co
         block_size,
         disabled: false,
         nat_outgoing: false,
+        encapsulation: Default::default(),
+        encapsulation_scope: Default::default(),
         reserved: Vec::new(),
         claim: claim.iter().map(|range| range.parse().unwrap()).collect(),
     }

@@ -8,7 +8,9 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use dataplane::desired::{Detail, Event, Failure, FailureKind, Netns, Object, ObjectId, Source};
+use dataplane::desired::{
+    Detail, Encapsulation, Event, Failure, FailureKind, Netns, Object, ObjectId, Scope, Source,
+};
 use ipnet::IpNet;
 
 use crate::node::attachment::{Attachment, Inside, Namespace};
@@ -108,6 +110,8 @@ fn pools() -> Vec<config::Pool> {
         block_size,
         disabled: false,
         nat_outgoing: false,
+        encapsulation: Encapsulation::None,
+        encapsulation_scope: Scope::Always,
         reserved: Vec::new(),
         claim: vec![net(claim)],
     };

@@ -1,0 +1,250 @@
+//! Two nodes with a router between them that forwards nothing but tunnels.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use integration::lab::agent::Agent;
+use integration::lab::netns::Netns;
+use integration::lab::ping::{Report, ping_all};
+use integration::lab::process::Process;
+use integration::lab::routed_pair::RoutedPair;
+use integration::lab::{self, Lab, PATIENCE};
+use integration::vm;
+use nix::sys::signal::Signal;
+
+const NONE: &str = "encapsulation = \"none\"";
+const VXLAN: &str = "encapsulation = \"vxlan\"";
+const CROSS: &str = "encapsulation = \"vxlan\"\nencapsulation_scope = \"cross-subnet\"";
+
+/// A ping with 200 requests a second, which is asked for its losses at the end.
+struct Flood(Arc<Process>);
+
+impl Flood {
+    fn start(lab: &Lab, from: &Netns, to: IpAddr) -> Result<Self> {
+        let to = to.to_string();
+        let name = format!("flood-{}-{}", from.name(), to.replace(':', "-"));
+        let command = ["ping", "-n", "-q", "-i", "0.005", "-W", "2", &to];
+        Ok(Self(lab.spawn(from, &name, command)?))
+    }
+
+    fn finish(self) -> Result<Report> {
+        self.0.end(Signal::SIGINT, PATIENCE)?;
+        Report::parse(&self.0.log_text())
+    }
+}
+
+/// Packets that went out through an interface.
+fn sent(namespace: &Netns, interface: &str) -> Result<u64> {
+    let text = namespace.show(&format!("ip -s link show dev {interface}"))?;
+    // "TX: bytes packets …", and below it the numbers.
+    let mut lines = text
+        .lines()
+        .skip_while(|line| !line.trim_start().starts_with("TX:"));
+    let numbers = lines.nth(1).context(text.clone())?;
+    let packets = numbers.split_whitespace().nth(1).context(text.clone())?;
+    packets.parse().context(text)
+}
+
+fn mtu_of(namespace: &Netns, interface: &str) -> Result<u32> {
+    let text = namespace.show(&format!("ip -o link show {interface}"))?;
+    let mut words = text.split_whitespace().skip_while(|word| *word != "mtu");
+    let mtu = words.nth(1).context(text.clone())?;
+    mtu.parse().context(text)
+}
+
+fn writes(agent: &Agent) -> Result<u64> {
+    let status = agent.client().status()?;
+    Ok(status.dataplane.context("no dataplane")?.writes)
+}
+
+/// Workloads reach each other through the device, packets that fill the MTU included, and from the
+/// node itself.
+fn through(lab: &Lab, pair: &RoutedPair, device: &str, mtu: u32) -> Result<()> {
+    let on_a = pair.a.workload("a1")?;
+    let on_b = pair.b.workload("b1")?;
+    let before = sent(pair.a.namespace(), device)?;
+    ping_all(&on_a.namespace, on_b.ipv4()?, 5)?;
+    ensure!(sent(pair.a.namespace(), device)? >= before + 5);
+    ensure!(mtu_of(&on_a.namespace, "eth0")? == mtu);
+    // 20 bytes of IPv4 and 8 of ICMP.
+    let size = (mtu - 28).to_string();
+    let to = on_b.ipv4()?.to_string();
+    let full = ["ping", "-n", "-c", "2", "-M", "do", "-s", &size, &to];
+    on_a.namespace.output(full)?;
+    ping_all(pair.a.namespace(), on_b.ipv4()?, 3)?;
+
+    let text = pair.a.agentctl(&["explain", &on_b.ipv4()?.to_string()])?;
+    ensure!(
+        text.contains(&format!("{device}, to 192.168.27.12")),
+        "{text}"
+    );
+    let text = pair.a.agentctl(&["status"])?;
+    ensure!(
+        text.contains(&format!("{device}: up, 1 other nodes")),
+        "{text}"
+    );
+
+    // Repair: what somebody deletes comes back.
+    pair.a.namespace().ip(["link", "delete", device])?;
+    lab.wait_for("the way comes back", PATIENCE, || {
+        ping_all(&on_a.namespace, on_b.ipv4()?, 1)
+    })?;
+
+    // Restart: nothing is written, and packets go on meanwhile.
+    let flood = Flood::start(lab, &on_a.namespace, on_b.ipv4()?)?;
+    pair.a.kill()?;
+    pair.a.start()?;
+    pair.a.wait_peers(1)?;
+    std::thread::sleep(Duration::from_millis(500));
+    let report = flood.finish()?;
+    ensure!(report.lost() == 0 && report.received > 10, "{report:?}");
+    ensure!(writes(&pair.a)? == 0, "{} writes", writes(&pair.a)?);
+    Ok(())
+}
+
+#[test]
+fn vxlan_carries_both_families_over_a_router() {
+    lab::run(|lab| {
+        let pair = RoutedPair::start(lab, VXLAN, Some(VXLAN), "")?;
+        // Room for the wider header, that over IPv6.
+        through(lab, &pair, "agentd.vxlan", 1430)?;
+        let on_a = pair.a.workload("a2")?;
+        let on_b = pair.b.workload("b2")?;
+        // The first packet may wait for the underlay's neighbours.
+        lab.wait_for("the first IPv6 packet", PATIENCE, || {
+            ping_all(&on_a.namespace, on_b.ipv6()?, 1)
+        })?;
+        ping_all(&on_a.namespace, on_b.ipv6()?, 5)?;
+        ping_all(pair.a.namespace(), on_b.ipv6()?, 3)?;
+        ensure!(sent(pair.a.namespace(), "agentd.vxlan6")? >= 8);
+        let text = pair.a.agentctl(&["pool", "list"])?;
+        ensure!(text.contains("vxlan"), "{text}");
+        Ok(())
+    });
+}
+
+#[test]
+fn nodes_of_other_subnets_are_reached_through_the_tunnel_with_cross_subnet() {
+    lab::run(|lab| {
+        let pair = RoutedPair::start(lab, CROSS, None, "")?;
+        let on_a = pair.a.workload("a1")?;
+        let on_b = pair.b.workload("b1")?;
+        ping_all(&on_a.namespace, on_b.ipv4()?, 5)?;
+        pair.wait_route(&pair.a, "-4", "dev agentd.vxlan")?;
+        // The other node is in a subnet of this one from now on.
+        let namespace = pair.a.namespace();
+        namespace.ip(["address", "add", "192.168.27.77/24", "dev", "eth0"])?;
+        pair.wait_route(&pair.a, "-4", "dev eth0")?;
+        namespace.ip(["address", "delete", "192.168.27.77/24", "dev", "eth0"])?;
+        pair.wait_route(&pair.a, "-4", "dev agentd.vxlan")?;
+        ping_all(&on_a.namespace, on_b.ipv4()?, 5)
+    });
+}
+
+#[test]
+fn a_pool_changes_over_to_vxlan_and_back_without_loss() {
+    lab::run(|lab| {
+        let accept = "[tunnel]\naccept = [\"vxlan\"]";
+        let mut pair = RoutedPair::start(lab, NONE, Some(NONE), accept)?;
+        // Here the router knows the way to the blocks.
+        for (via, block, block6) in [
+            (
+                ("192.168.26.11", "fd00:26::11"),
+                "10.244.1.0/24",
+                "fd10:244::1:0/112",
+            ),
+            (
+                ("192.168.27.12", "fd00:27::12"),
+                "10.244.2.0/24",
+                "fd10:244::2:0/112",
+            ),
+        ] {
+            pair.router.ip(["route", "add", block, "via", via.0])?;
+            pair.router.ip(["route", "add", block6, "via", via.1])?;
+        }
+        let on_a = pair.a.workload("a1")?;
+        let on_b = pair.b.workload("b1")?;
+        ping_all(&on_a.namespace, on_b.ipv4()?, 3)?;
+        ping_all(&on_a.namespace, on_b.ipv6()?, 3)?;
+        let floods = [
+            Flood::start(lab, &on_a.namespace, on_b.ipv4()?)?,
+            Flood::start(lab, &on_b.namespace, on_a.ipv4()?)?,
+            Flood::start(lab, &on_a.namespace, on_b.ipv6()?)?,
+        ];
+        for (lines, device) in [
+            (VXLAN, "agentd.vxlan"),
+            (NONE, "eth0"),
+            (VXLAN, "agentd.vxlan"),
+        ] {
+            for number in [1, 2] {
+                let agent = if number == 1 {
+                    &mut pair.a
+                } else {
+                    &mut pair.b
+                };
+                RoutedPair::change_over(agent, lines)?;
+                let agent = if number == 1 { &pair.a } else { &pair.b };
+                pair.wait_route(agent, "-4", &format!("dev {device}"))?;
+                pair.wait_route(agent, "-6", &format!("dev {device}"))?;
+                // One node is changed over, the other not yet.
+                std::thread::sleep(Duration::from_millis(300));
+            }
+        }
+        for flood in floods {
+            let report = flood.finish()?;
+            println!("{report:?}");
+            ensure!(report.received > 50 && report.lost() <= 1, "{report:?}");
+        }
+        ensure!(sent(pair.a.namespace(), "agentd.vxlan")? > 20);
+        ensure!(mtu_of(&on_a.namespace, "eth0")? == 1430);
+        Ok(())
+    });
+}
+
+/// The scenarios with IPIP. They run where the kernel knows it: here, or in a VM.
+fn ipip_scenarios() {
+    const IPIP: &str = "encapsulation = \"ipip\"";
+    lab::run(|lab| {
+        let pair = RoutedPair::start(lab, IPIP, None, "")?;
+        through(lab, &pair, "agentd.ipip", 1480)
+    });
+    lab::run(|lab| {
+        let lines = format!("{IPIP}\nencapsulation_scope = \"cross-subnet\"");
+        let mut pair = RoutedPair::start(lab, &lines, None, "")?;
+        let on_a = pair.a.workload("a1")?;
+        let on_b = pair.b.workload("b1")?;
+        ping_all(&on_a.namespace, on_b.ipv4()?, 5)?;
+        pair.wait_route(&pair.a, "-4", "dev agentd.ipip")?;
+        // From one kind of tunnel to another, under way.
+        for lines in [VXLAN, IPIP] {
+            for number in [1, 2] {
+                let agent = if number == 1 {
+                    &mut pair.a
+                } else {
+                    &mut pair.b
+                };
+                RoutedPair::change_over(agent, lines)?;
+            }
+            let device = if lines == IPIP {
+                "agentd.ipip"
+            } else {
+                "agentd.vxlan"
+            };
+            pair.wait_route(&pair.a, "-4", &format!("dev {device}"))?;
+            pair.wait_route(&pair.b, "-4", &format!("dev {device}"))?;
+            ping_all(&on_a.namespace, on_b.ipv4()?, 5)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn ipip_carries_ipv4_over_a_router() {
+    if vm::has_ipip() {
+        ipip_scenarios();
+    } else {
+        vm::run_this_test("ipip_carries_ipv4_over_a_router");
+    }
+}
