@@ -159,6 +159,8 @@ pub struct Idle {
 pub fn idle(lab: &Lab, prefixes: Prefixes, patience: Duration) -> Result<Idle> {
     let place = place(lab, "node-idle")?;
     let mut config = single::config();
+    // A directory of its own.
+    config.name = "node-idle".into();
     config.bgp = "import = \"all\"\nhold_time = \"240s\"".into();
     let mut peer = Peer::new("injector", "192.168.26.1", INJECTOR_ASN);
     peer.extra = "passive = true\nmax_prefixes = 2000000".into();
