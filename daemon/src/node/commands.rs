@@ -3,8 +3,8 @@
 use std::{mem, sync::Arc};
 
 use super::{
-    Adder, Caller, Drain, Error, Node, Pending, Phase, Queued, WaitFor, Workload, WorkloadId,
-    WorkloadSpec, attachment::Attachment, handle::Added,
+    Adder, Caller, Drain, Error, Node, Output, Pending, Phase, Queued, WaitFor, Workload,
+    WorkloadId, WorkloadSpec, attachment::Attachment, handle::Added,
 };
 use crate::{
     ipam::{self, Now, Scope},
@@ -130,6 +130,7 @@ impl Node {
             queued: Vec::new(),
         };
         self.note_names(&id, &workload.spec);
+        let object = workload.object(&id);
         self.workloads.insert(id.clone(), workload);
         self.awaited.insert(id.clone());
         let pending = Pending::Put {
@@ -138,6 +139,9 @@ impl Node {
             blocks,
         };
         self.persist(pending, records);
+        // The disk and the kernel work at the same time.
+        self.outputs
+            .extend(object.map(|object| Output::Set(vec![object])));
         Ok(())
     }
 
@@ -174,7 +178,7 @@ impl Node {
             Some(_) => Vec::new(),
         };
         let standing = match &workload.phase {
-            Phase::Recording { .. } => Some((None, false)),
+            Phase::Recording { .. } => Some((None, true)),
             Phase::Programming { .. } | Phase::Standing => Some((Some(true), true)),
             _ => None,
         };

@@ -11,16 +11,18 @@
 //! ```text
 //!            allocate      durable           read back, blocks active
 //!   (none) ─────────► Recording ─────► Programming ─────► Standing ◄── recovered
-//!                        │   │            │   │              │
-//!     answered:          │   │ delete     │   │ delete       │ delete
-//!     not durable        │   └────────┐   │   └─────┐        │
-//!       (none) ◄─────────┘            │   │ refused │        │
-//!                                     ▼   ▼         ▼        ▼
-//!       (none) ◄─ Erasing ◄─ Retracting   └──────► Releasing ─► Removing ─► (none)
-//!        record deleted   gone from            record deleted   gone from
-//!                         the kernel                            the kernel
+//!                      │     │           │      │             │
+//!                      │     │ delete    │      │ delete      │ delete
+//!         not durable, │     └──────┐    │      └─────┐       │
+//!           or refused │            │    │ refused    │       │
+//!                      ▼            │    ▼            ▼       ▼
+//!    (none) ◄─ Erasing ◄─ Retracting│ ◄──┘   └───► Releasing ─► Removing ─► (none)
+//!       record deleted   gone from  └────────►  record deleted   gone from
+//!                        the kernel                              the kernel
 //! ```
 //!
+//! * The record is written while the kernel is programmed, and both are waited for. After a crash in
+//!   between, the kernel has marked objects of a workload that nobody was told of: they are swept.
 //! * An add is answered when its workload stands, or when nothing of it is left. A workload that
 //!   stood once is kept whatever the kernel says; its failure is shown and tried again.
 //! * A failed add frees its addresses without cool-down: the workload never spoke, and a caller
@@ -155,7 +157,7 @@ struct Queued {
 
 #[derive(Clone, Debug)]
 enum Phase {
-    /// Its record is on its way to the store.
+    /// Its record is on its way to the store, and it is wanted in the kernel.
     Recording { allocation: Allocation },
     /// Durable, and wanted in the kernel. A failure undoes it.
     Programming { allocation: Allocation },
@@ -165,6 +167,10 @@ enum Phase {
     Retracting {
         allocation: Allocation,
         error: Error,
+        /// Whether there is a record; `None`: that is on its way.
+        recorded: Option<bool>,
+        /// The kernel has let go of it.
+        removed: bool,
     },
     /// The record of a failed add is being deleted.
     Erasing {

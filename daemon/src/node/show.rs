@@ -235,6 +235,10 @@ impl Node {
         let durable = !matches!(
             workload.phase,
             Phase::Recording { .. }
+                | Phase::Retracting {
+                    recorded: None | Some(false),
+                    ..
+                }
                 | Phase::Releasing {
                     recorded: None | Some(false),
                     ..

@@ -35,16 +35,47 @@ fn add_is_answered_after_disk_and_kernel_and_not_before() {
     let mut world = World::new();
     let caller = world.add("a", spec(), WaitFor::Programmed);
     assert!(world.answer(caller).is_none());
-    assert!(world.wanted("a").is_none(), "nothing before it is durable");
+    assert!(world.wanted("a").is_some(), "both at the same time");
     world.store_answers(false);
-    assert!(world.answer(caller).is_none());
-    assert!(world.wanted("a").is_some());
+    assert!(world.answer(caller).is_none(), "the kernel is at work");
     world.settle();
     let added = world.added(caller);
     assert!(added.created);
     assert_eq!(added.workload.state, WorkloadState::Programmed);
     assert_eq!(added.workload.addresses.len(), 2);
     world.check_quiet();
+}
+
+#[test]
+fn a_kernel_that_is_faster_than_the_disk_is_not_told_before_it() {
+    let mut world = World::new();
+    let caller = world.add("a", spec(), WaitFor::Programmed);
+    world.kernel_answers(0, None);
+    assert!(world.answer(caller).is_none(), "the disk is at work");
+    assert!(!world.watched.contains_key(&id("a")), "nor are watchers");
+    // What the kernel has of an add that nobody was told of is swept after a crash.
+    world.crash(0);
+    world.settle();
+    assert!(world.node.workloads().is_empty());
+    world.check_quiet();
+}
+
+#[test]
+fn a_disk_that_is_full_while_the_kernel_is_done_leaves_nothing() {
+    for kernel_first in [true, false] {
+        let mut world = World::new();
+        let before = world.disk.clone();
+        let caller = world.add("a", spec(), WaitFor::Programmed);
+        if kernel_first {
+            world.kernel_answers(0, None);
+        }
+        world.store_answers(true);
+        world.settle();
+        assert!(matches!(world.add_error(caller), Error::Store(_)));
+        assert!(world.wanted("a").is_none());
+        assert_eq!(world.disk.workloads.len(), before.workloads.len());
+        world.check_quiet();
+    }
 }
 
 #[test]
@@ -141,8 +172,12 @@ fn store_that_refuses_an_add_leaves_nothing() {
     let mut world = World::new();
     let caller = world.add("a", spec(), WaitFor::Programmed);
     world.store_answers(true);
-    assert!(matches!(world.add_error(caller), Error::Store(_)));
+    assert!(
+        world.answer(caller).is_none(),
+        "the kernel has to let go of it"
+    );
     world.settle();
+    assert!(matches!(world.add_error(caller), Error::Store(_)));
     world.check_quiet();
 }
 
@@ -332,6 +367,9 @@ fn claim_that_succeeds_after_the_block_was_given_up_leaves_no_record() {
     let mut world = World::new();
     world.add("a", fixed("10.0.0.9"), WaitFor::Programmed);
     world.store_answers(true);
+    while world.kernel_waits() > 0 {
+        world.kernel_answers(0, None);
+    }
     world.store_answers(true);
     // Given up, to be claimed again later; before that an add claims it, so two are on their way.
     world.add("b", fixed("10.0.0.9"), WaitFor::Programmed);

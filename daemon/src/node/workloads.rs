@@ -73,18 +73,22 @@ impl Node {
                 match result {
                     Ok(()) => {
                         workload.phase = Phase::Programming { allocation };
-                        match workload.object(id) {
-                            Some(object) => self.outputs.push_back(Output::Set(vec![object])),
-                            None => workload.detail = Some(Detail::default()),
+                        if workload.spec.attachment.desired().is_none() {
+                            workload.detail = Some(Detail::default());
                         }
                         self.publish(id);
                         self.check_complete(id);
                     }
-                    Err(text) => {
+                    Err(text) if workload.spec.attachment.desired().is_none() => {
                         self.ipam.rollback_allocation(now, &allocation);
                         self.finish(now, id, Some(Error::Store(text)));
                     }
+                    Err(text) => self.retract(id, Error::Store(text), Some(false)),
                 }
+            }
+            Phase::Retracting { recorded, .. } => {
+                *recorded = Some(result.is_ok());
+                self.retracted(now, id);
             }
             // Deleted meanwhile.
             Phase::Releasing { recorded, .. } => *recorded = Some(result.is_ok()),
@@ -196,7 +200,10 @@ impl Node {
         // in between counts.
         if !matches!(
             workload.phase,
-            Phase::Programming { .. } | Phase::Standing | Phase::Releasing { .. }
+            Phase::Recording { .. }
+                | Phase::Programming { .. }
+                | Phase::Standing
+                | Phase::Releasing { .. }
         ) {
             return;
         }
@@ -220,7 +227,9 @@ impl Node {
         let error = workload.error_of(&failure);
         let workload = self.workloads.get_mut(&id).expect("found just now");
         match &workload.phase {
-            Phase::Programming { .. } if failure.kind != FailureKind::Unresolved => {
+            Phase::Recording { .. } | Phase::Programming { .. }
+                if failure.kind != FailureKind::Unresolved =>
+            {
                 self.fail_add(&id, error);
             }
             Phase::Standing => {
@@ -246,39 +255,71 @@ impl Node {
 
     /// Begins to take back an add that was not answered yet.
     pub(super) fn fail_add(&mut self, id: &WorkloadId, error: Error) {
+        match self.workloads.get(id).map(|workload| &workload.phase) {
+            Some(Phase::Recording { .. }) => self.retract(id, error, None),
+            Some(Phase::Programming { .. }) => self.retract(id, error, Some(true)),
+            _ => {}
+        }
+    }
+
+    fn retract(&mut self, id: &WorkloadId, error: Error, recorded: Option<bool>) {
         let Some(workload) = self.workloads.get_mut(id) else {
             return;
         };
-        let Phase::Programming { allocation } = &workload.phase else {
+        let (Phase::Recording { allocation } | Phase::Programming { allocation }) = &workload.phase
+        else {
             return;
         };
         workload.phase = Phase::Retracting {
             allocation: allocation.clone(),
             error,
+            recorded,
+            removed: false,
         };
         let object = ObjectId::Workload(id.shared());
         self.outputs.push_back(Output::Remove(vec![object]));
         self.publish(id);
     }
 
+    /// The kernel or the store has answered about a failed add.
+    fn retracted(&mut self, now: Now, id: &WorkloadId) {
+        let Some(workload) = self.workloads.get_mut(id) else {
+            return;
+        };
+        let Phase::Retracting {
+            allocation,
+            error,
+            recorded: Some(recorded),
+            removed: true,
+        } = &workload.phase
+        else {
+            return;
+        };
+        let (allocation, error, recorded) = (allocation.clone(), error.clone(), *recorded);
+        if !recorded {
+            self.ipam.rollback_allocation(now, &allocation);
+            self.finish(now, id, Some(error));
+            return;
+        }
+        let generation = workload.generation;
+        workload.phase = Phase::Erasing { allocation, error };
+        let pending = Pending::Erase {
+            id: id.clone(),
+            generation,
+        };
+        self.persist(pending, vec![Record::DeleteWorkload(id.clone())]);
+    }
+
     pub(super) fn workload_removed(&mut self, now: Now, id: &str) {
-        let Some((id, workload)) = self.workloads.get_key_value(id) else {
+        let Some((id, _)) = self.workloads.get_key_value(id) else {
             return;
         };
         let id = id.clone();
-        match &workload.phase {
-            Phase::Retracting { allocation, error } => {
-                let phase = Phase::Erasing {
-                    allocation: allocation.clone(),
-                    error: error.clone(),
-                };
-                let generation = workload.generation;
-                self.workloads.get_mut(&id).expect("found just now").phase = phase;
-                let pending = Pending::Erase {
-                    id: id.clone(),
-                    generation,
-                };
-                self.persist(pending, vec![Record::DeleteWorkload(id)]);
+        let workload = self.workloads.get_mut(&id).expect("found just now");
+        match &mut workload.phase {
+            Phase::Retracting { removed, .. } => {
+                *removed = true;
+                self.retracted(now, &id);
             }
             Phase::Removing => self.finish(now, &id, None),
             _ => {}

@@ -1,13 +1,63 @@
 //! Links of the kernel in memory: made, changed, deleted, with what goes along.
 
+use std::collections::BTreeSet;
+
 use super::{FakeKernel, FakeNamespace, Where, error, place_of};
 use crate::kernel::{
     Change, CreateBridge, CreateTap, CreateTunnel, CreateVeth, Link, LinkChange, LinkKind,
-    NextHopKind, OpResult, Place, Route, Target, Tunnel,
+    NextHopKind, Op, OpResult, Place, Route, Target, Tunnel,
 };
 
 fn taken(space: &FakeNamespace, index: u32, name: &str) -> bool {
     space.links.contains_key(&index) || space.links.values().any(|link| link.name == name)
+}
+
+/// Links that a batch could not make: what it wants done with them is not tried.
+#[derive(Debug, Default)]
+pub struct Missing {
+    indexes: BTreeSet<(Where, u32)>,
+    names: BTreeSet<(Where, String)>,
+}
+
+impl Missing {
+    pub(super) fn note(&mut self, op: &Op) {
+        let mut note = |at: Where, index: u32, name: &str| {
+            self.indexes.insert((at, index));
+            self.names.insert((at, name.to_owned()));
+        };
+        match op {
+            Op::CreateVeth(veth) => {
+                note(None, veth.index, &veth.name);
+                let inside = place_of(&Place::Netns(veth.peer_netns.clone()));
+                note(inside, veth.peer_index, &veth.peer_name);
+                note(inside, 1, "lo");
+            }
+            Op::CreateTap(tap) => note(None, tap.index, &tap.name),
+            Op::CreateBridge(bridge) => note(None, bridge.index, &bridge.name),
+            _ => {}
+        }
+    }
+
+    pub(super) fn concerns(&self, op: &Op) -> bool {
+        let has = |place: &Place, index: u32| self.indexes.contains(&(place_of(place), index));
+        match op {
+            Op::SetLink { place, link } => has(place, link.index),
+            Op::AddAddress { place, address } => has(place, address.index),
+            Op::ReplaceNeighbour { place, neighbour } => has(place, neighbour.index),
+            Op::AddRoute { place, route } | Op::ReplaceRoute { place, route } => {
+                match &route.target {
+                    Target::Link { index } => has(place, *index),
+                    Target::Gateways(hops) => hops.iter().any(|hop| has(place, hop.index)),
+                    _ => false,
+                }
+            }
+            Op::WriteSysctl { place, path, .. } => path
+                .split('/')
+                .nth(3)
+                .is_some_and(|name| self.names.contains(&(place_of(place), name.to_owned()))),
+            _ => false,
+        }
+    }
 }
 
 impl FakeKernel {

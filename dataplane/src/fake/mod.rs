@@ -8,6 +8,8 @@
 
 mod links;
 
+pub use self::links::Missing;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     net::IpAddr,
@@ -172,19 +174,31 @@ impl FakeKernel {
 
     /// Carries out a batch.
     pub fn apply(&mut self, ops: &[Op]) -> Vec<OpResult> {
+        let mut missing = Missing::default();
         ops.iter()
-            .map(|op| {
-                self.writes += 1;
-                let result = match self.faults.pop_front().flatten() {
-                    Some(errno) => Err(error(errno, "injected")),
-                    None => self.carry_out(op, false),
-                };
-                if let Some(log) = &mut self.log {
-                    log.push((op.clone(), result.clone()));
-                }
-                result
-            })
+            .map(|op| self.apply_one(&mut missing, op))
             .collect()
+    }
+
+    /// Carries out one operation of a batch; `missing` is the batch's.
+    pub fn apply_one(&mut self, missing: &mut Missing, op: &Op) -> OpResult {
+        let fault = self.faults.pop_front().flatten();
+        let result = if missing.concerns(op) {
+            Err(error(libc::ECANCELED, "its interface could not be made"))
+        } else {
+            self.writes += 1;
+            match fault {
+                Some(errno) => Err(error(errno, "injected")),
+                None => self.carry_out(op, false),
+            }
+        };
+        if result.is_err() {
+            missing.note(op);
+        }
+        if let Some(log) = &mut self.log {
+            log.push((op.clone(), result.clone()));
+        }
+        result
     }
 
     /// Somebody else's operation: like [`apply`](Self::apply), with notifications.

@@ -21,6 +21,9 @@ use crate::{
     kernel::{CreateBridge, CreateTap, CreateTunnel, CreateVeth},
 };
 
+/// Index of `lo` in every namespace.
+const LOOPBACK: u32 = 1;
+
 impl<'a> Run<'_, 'a> {
     /// Makes the pair. Later operations of the batch use it, so its fate is learned at once.
     pub(super) fn create_veth(
@@ -54,10 +57,13 @@ impl<'a> Run<'_, 'a> {
         if self.answers.is_ok(index) {
             self.links.made.insert(&veth.name, veth.index);
         } else {
+            let inside = Some(&veth.peer_netns);
             self.links.missing.insert((None, veth.index));
-            self.links
-                .missing
-                .insert((Some(&veth.peer_netns), veth.peer_index));
+            self.links.missing.insert((inside, veth.peer_index));
+            // Its namespace stays as it was.
+            self.links.missing.insert((inside, LOOPBACK));
+            self.links.unnamed.insert((None, &veth.name));
+            self.links.unnamed.insert((inside, &veth.peer_name));
         }
     }
 
@@ -172,6 +178,7 @@ impl<'a> Run<'_, 'a> {
             self.links.made.insert(name, link);
         } else {
             self.links.missing.insert((None, link));
+            self.links.unnamed.insert((None, name));
         }
     }
 }

@@ -48,6 +48,8 @@ pub(super) struct Links<'a> {
     /// Links that could not be made. What is to be done with them is not tried: a foreign link may
     /// stand under that index.
     pub(super) missing: HashSet<(Option<&'a Netns>, u32)>,
+    /// The same by name: a foreign link may have it.
+    pub(super) unnamed: HashSet<(Option<&'a Netns>, &'a str)>,
     /// Index of links made on the host, by name.
     pub(super) made: HashMap<&'a str, u32>,
 }
@@ -236,7 +238,8 @@ impl<'a> Run<'_, 'a> {
             return 1;
         };
         if !self.links.missing.is_empty()
-            && link_of(op).is_some_and(|link| self.links.missing.contains(&(netns, link)))
+            && (link_of(op).is_some_and(|link| self.links.missing.contains(&(netns, link)))
+                || name_of(op).is_some_and(|name| self.links.unnamed.contains(&(netns, name))))
         {
             let said = "its interface could not be made";
             self.answers.fail(index, libc::ECANCELED, Some(said));
@@ -422,6 +425,15 @@ fn place_of(op: &Op) -> &Place {
         | Op::DeleteLinks(_)
         | Op::ReplaceNextHop(_)
         | Op::DeleteNextHop { .. } => &Place::Host,
+    }
+}
+
+/// The link a parameter belongs to, by name.
+fn name_of(op: &Op) -> Option<&str> {
+    match op {
+        // net/FAMILY/TABLE/INTERFACE/KEY
+        Op::WriteSysctl { path, .. } => path.split('/').nth(3),
+        _ => None,
     }
 }
 

@@ -15,6 +15,7 @@ use ipnet::IpNet;
 
 use super::{
     BatchId, Output, QueryId, Reconciler,
+    attach::Difference,
     lifecycle::{Reading, Stage},
     table::{Code, Hash, LINK},
     tunnel::Device,
@@ -273,12 +274,7 @@ impl Reconciler {
         match std::mem::replace(&mut state.stage, Stage::Busy) {
             Stage::Create => self.plan_create(id, batch),
             Stage::Write(difference) => {
-                let host = difference.host.into_iter();
-                let inside = difference.inside.into_iter();
-                let tag = || Tag::Workload(id.clone());
-                batch.host.extend(host.map(|op| (op, tag())));
-                batch.inside.extend(inside.map(|op| (op, tag())));
-                if !self.plan_workload_routes(id, batch) {
+                if !self.plan_difference(id, *difference, batch) {
                     self.stage(id, Stage::Read { verify: true });
                 }
             }
@@ -290,6 +286,21 @@ impl Reconciler {
             }
             other => state.stage = other,
         }
+    }
+
+    /// Returns whether the workload takes part in the batch.
+    fn plan_difference(
+        &mut self,
+        id: &Arc<str>,
+        difference: Difference,
+        batch: &mut Batch,
+    ) -> bool {
+        let host = difference.host.into_iter();
+        let inside = difference.inside.into_iter();
+        let tag = || Tag::Workload(id.clone());
+        batch.host.extend(host.map(|op| (op, tag())));
+        batch.inside.extend(inside.map(|op| (op, tag())));
+        self.plan_workload_routes(id, batch)
     }
 
     fn plan_create(&mut self, id: &Arc<str>, batch: &mut Batch) {
@@ -328,12 +339,15 @@ impl Reconciler {
             return;
         };
         let want = self.want(state);
-        let (made, _) = want.created();
-        let (Some(link), Some(create)) = (made.links.into_iter().next(), want.create()) else {
+        let (host, inside) = want.created();
+        let (Some(link), Some(create)) = (host.links.first().cloned(), want.create()) else {
             return;
         };
+        // Made and set up in one batch: where the link cannot be made, the rest is not tried.
+        let difference = want.difference(&host, &inside);
         let tag = Tag::Create(id.clone(), Box::new(link));
         batch.create.push((create, tag));
+        self.plan_difference(id, difference, batch);
     }
 
     pub(super) fn choose_indexes(&mut self) -> (u32, u32) {

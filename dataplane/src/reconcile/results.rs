@@ -28,7 +28,10 @@ impl Reconciler {
             let result = results.next().unwrap_or_else(|| Err(missing.clone()));
             self.write_errors += u64::from(result.is_err());
             match tag {
-                Tag::Create(id, link) => self.created(&id, *link, result),
+                Tag::Create(id, link) => {
+                    self.created(&id, *link, result);
+                    written.push(id);
+                }
                 Tag::Workload(id) => {
                     self.workload_error(&id, result);
                     if written.last() != Some(&id) {
@@ -113,7 +116,7 @@ impl Reconciler {
     fn workload_error(&mut self, id: &Arc<str>, result: OpResult) {
         if let (Err(error), Some(state)) = (result, self.workloads.get_mut(id))
             && state.last_error.is_none()
-            && error.errno != libc::EEXIST
+            && !matches!(error.errno, libc::EEXIST | libc::ECANCELED)
         {
             state.last_error = Some(error);
         }
@@ -127,13 +130,6 @@ impl Reconciler {
         match result {
             Ok(()) => {
                 self.note_link(link);
-                let Some(state) = self.workloads.get(id) else {
-                    return;
-                };
-                let want = self.want(state);
-                let (host, inside) = want.created();
-                let difference = want.difference(&host, &inside);
-                self.stage(id, Stage::Write(Box::new(difference)));
             }
             Err(error) if !removed && matches!(error.errno, libc::EEXIST | libc::EBUSY) => {
                 state.create_tries += 1;

@@ -114,7 +114,9 @@ impl Reconciler {
     /// Of these objects, those to which routes point that are to point elsewhere but cannot yet,
     /// because that fails at the moment: make before break.
     fn objects_still_needed(&self, ids: &[u32]) -> Vec<u32> {
-        if ids.is_empty() || (self.next_hops.held.is_empty() && self.failures.is_empty()) {
+        let nothing_waits =
+            self.next_hops.held.is_empty() && self.failures.is_empty() && self.puzzling.is_empty();
+        if ids.is_empty() || nothing_waits {
             return Vec::new();
         }
         let mut needed: Vec<u32> = self

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::{
     desired::LearnedRoute,
-    fake::FakeNamespace,
+    fake::{FakeNamespace, Missing},
     kernel::{Address, LinkChange, NextHop, NextHopKind},
     reconcile::{
         attach::{Spec, Want},
@@ -252,7 +252,9 @@ impl Chaos {
             match self.world.reconciler.poll_output() {
                 Some(Output::Event(_)) => {}
                 Some(Output::Apply { id, ops }) => {
-                    let results = ops.iter().map(|op| self.checked(op)).collect();
+                    let mut missing = Missing::default();
+                    let checked = ops.iter().map(|op| self.checked(&mut missing, op));
+                    let results = checked.collect();
                     self.overtaken = false;
                     self.world.batches.push(ops);
                     self.world.reconciler.handle_results(now, id, results);
@@ -268,10 +270,10 @@ impl Chaos {
         false
     }
 
-    fn checked(&mut self, op: &Op) -> Result<(), OpError> {
+    fn checked(&mut self, missing: &mut Missing, op: &Op) -> Result<(), OpError> {
         let before = foreign(&self.world.kernel.host);
         let standing = self.standing();
-        let result = self.world.kernel.apply(std::slice::from_ref(op)).remove(0);
+        let result = self.world.kernel.apply_one(missing, op);
         // Who replaces our route at this very moment is not seen: a replacement names no protocol.
         let raced = matches!(op, Op::ReplaceRoute { .. }) && !self.world.kernel.changes.is_empty();
         if !raced {
