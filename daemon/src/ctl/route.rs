@@ -79,13 +79,25 @@ pub async fn run(command: Command, client: &Client, out: &mut Output) -> Result<
             all.routes.iter().map(kernel_row),
         )
     } else {
+        // RFC 7911: told apart by their identifiers where there are any.
+        let several = all.routes.iter().any(|route| route.path_id != 0);
+        let mut columns = vec!["", "PREFIX", "NEXT HOP", "PEER", "PREF", "MED", "AS PATH"];
+        columns.extend(["ORIGIN", "AGE", "REASON"]);
+        let mut numbers = vec![4, 5];
+        if several {
+            columns.insert(2, "PATH");
+            numbers = vec![2, 5, 6];
+        }
         out.table(
-            &[
-                "", "PREFIX", "NEXT HOP", "PEER", "PREF", "MED", "AS PATH", "ORIGIN", "AGE",
-                "REASON",
-            ],
-            &[4, 5],
-            all.routes.iter().map(bgp_row),
+            &columns,
+            &numbers,
+            all.routes.iter().map(|route| {
+                let mut row = bgp_row(route);
+                if several {
+                    row.insert(2, route.path_id.to_string());
+                }
+                row
+            }),
         )
     }
 }
