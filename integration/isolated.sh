@@ -9,6 +9,8 @@ mount -t tmpfs -o mode=0755 tmpfs /run/netns
 export TMPDIR=/run/agentd-tests
 mkdir -p $TMPDIR
 mount -t tmpfs tmpfs $TMPDIR
+# FRR keeps crash logs here.
+mount -t tmpfs -o mode=1777 tmpfs /var/tmp
 
 list() {
     ip netns list | sed 's/^/namespace: /'

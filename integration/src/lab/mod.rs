@@ -29,6 +29,7 @@ pub mod raw_message;
 pub mod raw_peer;
 mod reaper;
 pub mod routed_pair;
+pub mod router;
 pub mod single;
 pub mod two_nodes;
 pub mod wait;

@@ -222,6 +222,8 @@ pub struct Table {
     /// UPDATEs in all, and prefixes announced or withdrawn in all.
     pub updates: u64,
     pub prefixes: u64,
+    /// Prefixes withdrawn in all.
+    pub withdrawn: u64,
 }
 
 impl Table {
@@ -244,6 +246,7 @@ impl Table {
         let (attributes, announced) = length_and(rest).context("attributes")?;
         for net in prefixes(withdrawn, false)? {
             self.prefixes += 1;
+            self.withdrawn += 1;
             self.routes.remove(&net);
         }
         let attributes = parse_attributes(attributes)?;
@@ -275,6 +278,7 @@ impl Table {
                     }
                     for net in prefixes(rest, true)? {
                         self.prefixes += 1;
+                        self.withdrawn += 1;
                         self.routes.remove(&net);
                     }
                 }

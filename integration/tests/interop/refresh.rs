@@ -1,0 +1,28 @@
+//! Route refresh (RFC 2918, RFC 7313).
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::world::{BLOCK, BLOCK6, PEER, PEER6, Plan, v4, v6};
+
+interop!(refresh_asked: super::refresh_asked; bird frr openbgpd exabgp;
+    no gobgp: "GoBGP keeps what it received, applies its policy to that, and never asks.");
+
+fn refresh_asked(plan: Plan) -> Result<()> {
+    let world = plan.start()?;
+    world.wait_announced()?;
+    for (peer, node, block) in [(PEER, v4(1).into(), BLOCK), (PEER6, v6(1).into(), BLOCK6)] {
+        let updates =
+            || -> Result<u64> { Ok(world.peer(peer)?.counters.context("counters")?.updates_sent) };
+        let before = updates()?;
+        world.router.refresh(node)?;
+        world.wait("the routes are sent again", || {
+            let now = updates()?;
+            ensure!(now > before, "{now} UPDATEs, as before");
+            Ok(())
+        })?;
+        world.path(block)?;
+        let counters = world.peer(peer)?.counters.context("counters")?;
+        ensure!(counters.established_count == 1, "{counters:?}");
+    }
+    Ok(())
+}
