@@ -18,9 +18,9 @@ interop!(extended_messages: super::extended_messages; bird frr exabgp;
     no gobgp: "GoBGP 3 and OpenBGPD 7 have no extended messages.";
     no openbgpd: "GoBGP 3 and OpenBGPD 7 have no extended messages.");
 interop!(large_in: super::large_in; bird exabgp;
-    no frr: "Not part of the automatic run yet: the peer takes too long to load its table.";
-    no gobgp: "Not part of the automatic run yet: the peer takes too long to load its table.";
-    no openbgpd: "Not part of the automatic run yet: the peer takes too long to load its table.");
+    no frr: "Not part of the automatic run yet.";
+    no gobgp: "Not part of the automatic run yet.";
+    no openbgpd: "Not part of the automatic run yet.");
 interop!(large_out: super::large_out; bird frr gobgp openbgpd exabgp);
 
 const OTHER_AS: u32 = 64999;
