@@ -52,6 +52,10 @@ pub const CAPABILITIES: &[(&str, &str)] = &[
         "the peer asks for our routes again (RFC 2918)",
     ),
     (
+        "refresh_sent",
+        "we ask the peer for its routes again (RFC 2918)",
+    ),
+    (
         "shutdown_in",
         "the peer's shutdown text is shown here (RFC 9003)",
     ),
@@ -86,6 +90,10 @@ pub const CAPABILITIES: &[(&str, &str)] = &[
     (
         "add_path_in",
         "ADD-PATH: several paths from the peer (RFC 7911)",
+    ),
+    (
+        "add_path_out",
+        "ADD-PATH: several paths to the peer (RFC 7911)",
     ),
     (
         "extended_messages",

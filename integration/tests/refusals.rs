@@ -139,29 +139,38 @@ fn adds_that_cannot_be_done_are_refused_and_leave_nothing() {
             "good",
         )?;
 
-        // eth0 inside the namespace belongs to the workload "good".
-        let bad = request("bad", &namespace);
+        let mut bad = request("bad", &namespace);
+        bad.interface_name = "eth7".into();
+        refused(
+            &agent,
+            "namespace attached already",
+            bad,
+            &[Code::FailedPrecondition],
+            "by workload good",
+        )?;
+
+        let occupied = lab.namespace("occupied")?;
+        lab.link((&occupied, "eth0"), (&occupied, "eth1"))?;
         refused(
             &agent,
             "interface name in use",
-            bad,
+            request("bad", &occupied),
             &[Code::FailedPrecondition],
             "eth0",
         )?;
 
+        let free = lab.namespace("free")?;
         let taken = good
             .addresses
             .first()
             .context("no address")?
             .address
             .clone();
-        let mut bad = request("bad", &namespace);
-        bad.interface_name = "eth1".into();
+        let mut bad = request("bad", &free);
         bad.addresses = vec![taken.clone()];
         refused(&agent, "address taken", bad, &[Code::AlreadyExists], &taken)?;
 
-        let mut bad = request("bad", &namespace);
-        bad.interface_name = "eth1".into();
+        let mut bad = request("bad", &free);
         bad.addresses = vec!["192.0.2.1".into()];
         refused(
             &agent,
@@ -175,8 +184,7 @@ fn adds_that_cannot_be_done_are_refused_and_leave_nothing() {
             "192.0.2.1",
         )?;
 
-        let mut bad = request("bad", &namespace);
-        bad.interface_name = "eth1".into();
+        let mut bad = request("bad", &free);
         bad.pool = "nowhere".into();
         refused(&agent, "no such pool", bad, &[Code::NotFound], "nowhere")?;
 

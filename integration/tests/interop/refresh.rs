@@ -7,6 +7,32 @@ use crate::world::{BLOCK, BLOCK6, PEER, PEER6, Plan, v4, v6};
 interop!(refresh_asked: super::refresh_asked; bird frr openbgpd exabgp;
     no gobgp: "GoBGP keeps what it received, applies its policy to that, and never asks.");
 
+interop!(refresh_sent: super::refresh_sent; bird frr gobgp exabgp;
+    no openbgpd: "OpenBGPD counts the request and sends nothing that has not changed.");
+
+/// We ask; the peer sends its routes again, and the session stays.
+fn refresh_sent(plan: Plan) -> Result<()> {
+    let world = plan.start()?;
+    world.wait_learned()?;
+    for peer in [PEER, PEER6] {
+        let updates = || -> Result<u64> {
+            let counters = world.peer(peer)?.counters.context("counters")?;
+            ensure!(counters.established_count == 1, "{counters:?}");
+            Ok(counters.updates_received)
+        };
+        let before = updates()?;
+        world
+            .agent
+            .agentctl(&["peer", "reset", peer, "--soft-in"])?;
+        world.wait("the routes come again", || {
+            let now = updates()?;
+            ensure!(now > before, "{now} UPDATEs, as before");
+            Ok(())
+        })?;
+    }
+    world.wait_learned()
+}
+
 fn refresh_asked(plan: Plan) -> Result<()> {
     let world = plan.start()?;
     world.wait_announced()?;

@@ -192,10 +192,10 @@ impl Router for BirdRouter {
     }
 
     fn paths(&self, prefix: IpNet) -> Result<Vec<Path>> {
-        Ok(parse(
-            &self.birdc(&format!("show route {prefix} all"))?,
-            &self.0.config,
-        ))
+        match self.birdc(&format!("show route {prefix} all")) {
+            Err(error) if format!("{error:#}").contains("Network not found") => Ok(Vec::new()),
+            answer => Ok(parse(&answer?, &self.0.config)),
+        }
     }
 
     fn received(&self, neighbor: IpAddr) -> Result<usize> {
