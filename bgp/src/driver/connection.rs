@@ -65,8 +65,8 @@ pub(super) async fn run(
     let (mut read, mut write) = stream.into_split();
     let (agree, agreed) = oneshot::channel();
     let ended = {
-        let reader = pin!(read_loop(connection, &mut read, agreed, &inputs));
-        let writer = pin!(write_loop(
+        let mut reader = pin!(read_loop(connection, &mut read, agreed, &inputs));
+        let mut writer = pin!(write_loop(
             connection,
             &mut write,
             &mut control,
@@ -74,8 +74,15 @@ pub(super) async fn run(
             &inputs
         ));
         tokio::select! {
-            ended = reader => ended,
-            ended = writer => ended,
+            ended = &mut reader => ended,
+            ended = &mut writer => {
+                if matches!(ended, Ended::Lost(_)) {
+                    // What the peer sent before it went, such as the NOTIFICATION that says why, is
+                    // still there to be read.
+                    let _ = timeout(LINGER, reader).await;
+                }
+                ended
+            }
         }
     };
     match ended {
@@ -255,5 +262,48 @@ async fn deadline(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_notification_is_read_although_the_peer_takes_nothing_any_more() {
+        // Whether reading or writing comes first is left to chance.
+        for _ in 0..20 {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let mut peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (mut stream, _) = listener.accept().await.unwrap();
+            // With this unread the peer's close is a reset.
+            stream.write_all(&[0xff; 19]).await.unwrap();
+            let mut octets = Vec::new();
+            wire::encode_notification(&mut octets, &Notification::administrative_reset("why"));
+            peer.write_all(&octets).unwrap();
+            drop(peer);
+
+            let (orders, control) = mpsc::unbounded_channel();
+            orders.send(Control::Send(vec![0xff; 19])).unwrap();
+            let (inputs, mut received) = mpsc::channel(16);
+            run(ConnectionId(1), stream, control, inputs).await;
+            let mut seen = Vec::new();
+            while let Some(input) = received.recv().await {
+                seen.push(match input {
+                    Input::Messages { batch, .. } => format!("{:?}", batch.messages),
+                    Input::Closed { .. } => "closed".to_owned(),
+                    _ => "other".to_owned(),
+                });
+            }
+            assert!(
+                seen.iter().any(|input| input.contains("Notification")),
+                "{seen:?}"
+            );
+            assert_eq!(seen.last().map(String::as_str), Some("closed"));
+        }
     }
 }
