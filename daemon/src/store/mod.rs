@@ -19,6 +19,8 @@
 //! submissions fail with an error that says why. Later ones are tried anew.
 
 mod codec;
+#[cfg(test)]
+pub(crate) mod disk;
 mod error;
 mod file;
 pub mod record;

@@ -45,6 +45,7 @@ use tokio::sync::oneshot;
 pub use self::listener::Changes;
 use self::{
     netns::Home,
+    pipe::Pipe,
     read::Reader,
     socket::{Ports, Socket},
     write::Writer,
@@ -216,14 +217,31 @@ fn submit<T>(
     }
 }
 
+/// What the writer and the reader each work with.
+#[derive(Debug)]
+struct Station {
+    /// The way into a workload's namespace, and back.
+    home: Home,
+    /// In the host's namespace.
+    host: Arc<Socket>,
+    ports: Ports,
+    namespaces: Arc<Namespaces>,
+    pipe: Pipe,
+}
+
 impl Parts {
+    fn station(&self, host: &Arc<Socket>) -> io::Result<Station> {
+        Ok(Station {
+            home: self.home.again()?,
+            host: Arc::clone(host),
+            ports: self.ports,
+            namespaces: Arc::clone(&self.namespaces),
+            pipe: Pipe::new(),
+        })
+    }
+
     fn start_writer(&self) -> io::Result<mpsc::Sender<WriteJob>> {
-        let mut writer = Writer::new(
-            self.home.again()?,
-            Arc::clone(&self.write_socket),
-            self.ports,
-            Arc::clone(&self.namespaces),
-        );
+        let mut writer = Writer(self.station(&self.write_socket)?);
         let (sender, jobs) = mpsc::channel::<WriteJob>();
         thread::Builder::new()
             .name("netlink-write".to_owned())
@@ -239,12 +257,7 @@ impl Parts {
     }
 
     fn start_reader(&self) -> io::Result<mpsc::Sender<ReadJob>> {
-        let mut reader = Reader::new(
-            self.home.again()?,
-            Arc::clone(&self.read_socket),
-            self.ports,
-            Arc::clone(&self.namespaces),
-        );
+        let mut reader = Reader(self.station(&self.read_socket)?);
         let (sender, jobs) = mpsc::channel::<ReadJob>();
         thread::Builder::new()
             .name("netlink-read".to_owned())

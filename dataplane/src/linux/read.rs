@@ -7,13 +7,13 @@ use hashbrown::HashSet;
 use ipnet::IpNet;
 
 use super::{
-    Namespaces, decode,
+    Station, decode,
     describe::describe_query,
     encode::{
         AF_BRIDGE, AF_INET, AF_INET6, AF_UNSPEC, NLM_F_DUMP, TABLE_MAIN, attribute, family_of,
         family_of_net, kind,
     },
-    netns::{self, Home},
+    netns,
     pipe::{self, Answers, Pipe},
     socket::{DUMP_PAUSE, Ports, Socket},
     sysctl,
@@ -33,33 +33,12 @@ const PROBES: usize = 6;
 
 /// Belongs to the reader thread.
 #[derive(Debug)]
-pub(super) struct Reader {
-    home: Home,
-    host: Arc<Socket>,
-    ports: Ports,
-    namespaces: Arc<Namespaces>,
-    pipe: Pipe,
-}
+pub(super) struct Reader(pub(super) Station);
 
 impl Reader {
-    pub(super) fn new(
-        home: Home,
-        host: Arc<Socket>,
-        ports: Ports,
-        namespaces: Arc<Namespaces>,
-    ) -> Self {
-        Self {
-            home,
-            host,
-            ports,
-            namespaces,
-            pipe: Pipe::new(),
-        }
-    }
-
     /// The thread stands in the wrong namespace and has to end.
     pub(super) fn lost(&self) -> bool {
-        self.home.lost()
+        self.0.home.lost()
     }
 
     pub(super) fn query(&mut self, query: &Query) -> Result<Snapshot, OpError> {
@@ -70,8 +49,8 @@ impl Reader {
     }
 
     fn answer(&mut self, query: &Query) -> io::Result<Snapshot> {
-        let host = Arc::clone(&self.host);
-        host.discard(&mut self.pipe.receive);
+        let host = Arc::clone(&self.0.host);
+        host.discard(&mut self.0.pipe.receive);
         match query {
             Query::Place { place, sysctls } => self.at(&host, place, |reading| {
                 reading.place(matches!(place, Place::Host))?;
@@ -100,7 +79,7 @@ impl Reader {
     ) -> io::Result<Snapshot> {
         match place {
             Place::Host => {
-                let mut reading = Reading::new(host, &mut self.pipe);
+                let mut reading = Reading::new(host, &mut self.0.pipe);
                 work(&mut reading)?;
                 Ok(reading.snapshot)
             }
@@ -108,9 +87,10 @@ impl Reader {
                 let file = netns::open(netns)?;
                 // Changes are heard from before the reading on.
                 self.learn_nsid(host, &file, netns);
-                let ports = self.ports;
-                let pipe = &mut self.pipe;
-                self.home
+                let ports = self.0.ports;
+                let pipe = &mut self.0.pipe;
+                self.0
+                    .home
                     .inside(&file, || {
                         let socket = Socket::open(ports, Ports::READER)?;
                         let mut reading = Reading::new(&socket, pipe);
@@ -129,17 +109,17 @@ impl Reader {
             let op = [Op::DeleteLinks(Vec::new())];
             let mut answers = Answers::new(&op);
             if number {
-                let sequence = self.pipe.next(0);
-                self.pipe.encoder.new_nsid(sequence, file);
+                let sequence = self.0.pipe.next(0);
+                self.0.pipe.encoder.new_nsid(sequence, file);
             }
-            let sequence = self.pipe.next(0);
-            self.pipe.encoder.get_nsid(sequence, file);
+            let sequence = self.0.pipe.next(0);
+            self.0.pipe.encoder.get_nsid(sequence, file);
             let mut known = false;
-            self.pipe.flush(host, &mut answers, |_, message| {
+            self.0.pipe.flush(host, &mut answers, |_, message| {
                 if message.kind == kind::NEW_NSID
                     && let Some(nsid) = decode::nsid(message.payload)
                 {
-                    self.namespaces.learn(nsid, netns);
+                    self.0.namespaces.learn(nsid, netns);
                     known = true;
                 }
             });

@@ -14,10 +14,9 @@ use netlink_packet_route::link::LinkMessage;
 use rtnetlink::LinkUnspec;
 
 use super::{
-    Namespaces,
+    Namespaces, Station,
     encode::{AF_INET, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, attribute, kind},
-    group,
-    netns::{self, Home},
+    group, netns,
     pipe::{Answers, Pipe},
     socket::{Ports, Socket},
     sysctl::{self, ByMessage},
@@ -34,13 +33,7 @@ const NAMESPACES: usize = 128;
 
 /// Belongs to the writer thread.
 #[derive(Debug)]
-pub(super) struct Writer {
-    home: Home,
-    host: Arc<Socket>,
-    ports: Ports,
-    namespaces: Arc<Namespaces>,
-    pipe: Pipe,
-}
+pub(super) struct Writer(pub(super) Station);
 
 /// What the operations of a batch have to know of each other.
 #[derive(Debug, Default)]
@@ -55,30 +48,15 @@ pub(super) struct Links<'a> {
 }
 
 impl Writer {
-    pub(super) fn new(
-        home: Home,
-        host: Arc<Socket>,
-        ports: Ports,
-        namespaces: Arc<Namespaces>,
-    ) -> Self {
-        Self {
-            home,
-            host,
-            ports,
-            namespaces,
-            pipe: Pipe::new(),
-        }
-    }
-
     /// The thread stands in the wrong namespace and has to end.
     pub(super) fn lost(&self) -> bool {
-        self.home.lost()
+        self.0.home.lost()
     }
 
     pub(super) fn apply(&mut self, ops: &[Op]) -> Vec<OpResult> {
         let mut answers = Answers::new(ops);
         let mut links = Links::default();
-        self.host.discard(&mut self.pipe.receive);
+        self.0.host.discard(&mut self.0.pipe.receive);
         let mut start = 0;
         while start < ops.len() {
             let end = segment_end(ops, start);
@@ -114,13 +92,13 @@ impl Writer {
         shuffle_deletes(ops, &mut host);
 
         let mut files = HashMap::new();
-        let socket = Arc::clone(&self.host);
+        let socket = Arc::clone(&self.0.host);
         let mut run = Run {
             socket: &socket,
-            pipe: &mut self.pipe,
+            pipe: &mut self.0.pipe,
             answers,
             links,
-            namespaces: &self.namespaces,
+            namespaces: &self.0.namespaces,
         };
         run.host(&host, &mut files);
         for (netns, list) in inside {
@@ -128,18 +106,19 @@ impl Writer {
                 Some(file) => Ok(file),
                 None => netns::open(netns),
             };
-            let ports = self.ports;
+            let ports = self.0.ports;
             let outcome = file.and_then(|file| {
-                self.home
+                self.0
+                    .home
                     .inside(&file, || -> io::Result<()> {
                         // It pins the namespace, so it is gone when the work is done.
                         let socket = Socket::open(ports, Ports::WRITER)?;
                         let mut run = Run {
                             socket: &socket,
-                            pipe: &mut self.pipe,
+                            pipe: &mut self.0.pipe,
                             answers,
                             links,
-                            namespaces: &self.namespaces,
+                            namespaces: &self.0.namespaces,
                         };
                         run.inside(netns, &list);
                         Ok(())

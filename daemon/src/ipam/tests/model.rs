@@ -11,7 +11,7 @@ use crate::{
         WorkloadSpec,
         spec::{FixedAddresses, InterfaceName, Labels, NamespaceName},
     },
-    store::record::WorkloadRecord,
+    store::{disk::Disk, record::WorkloadRecord},
 };
 
 #[derive(Clone, Debug)]
@@ -54,10 +54,7 @@ struct Model {
     bench: Bench,
     failing: bool,
     /// What is durable.
-    workloads: BTreeMap<WorkloadId, WorkloadRecord>,
-    blocks: BTreeMap<IpNet, BlockRecord>,
-    cooling: BTreeMap<IpAddr, CoolingRecord>,
-    generation: u64,
+    disk: Disk,
     /// Last use of each address that was ever released: by whom, and when it is free.
     released: BTreeMap<IpAddr, (WorkloadId, Instant)>,
     highest: u64,
@@ -76,10 +73,7 @@ impl Model {
                 released: Vec::new(),
             },
             failing: false,
-            workloads: BTreeMap::new(),
-            blocks: BTreeMap::new(),
-            cooling: BTreeMap::new(),
-            generation: 0,
+            disk: Disk::default(),
             released: BTreeMap::new(),
             highest: 0,
         };
@@ -91,32 +85,12 @@ impl Model {
         if self.failing {
             return false;
         }
-        for record in records.iter().cloned() {
-            match record {
-                Record::PutWorkload(record) => {
-                    self.workloads.insert(record.id.clone(), record);
-                }
-                Record::DeleteWorkload(id) => {
-                    self.workloads.remove(&id);
-                }
-                Record::PutBlock(record) => {
-                    self.blocks.insert(record.cidr, record);
-                }
-                Record::DeleteBlock(cidr) => {
-                    self.blocks.remove(&cidr);
-                }
-                Record::PutCooling(record) => {
-                    self.cooling.insert(record.address, record);
-                }
-                Record::DeleteCooling(address) => {
-                    self.cooling.remove(&address);
-                }
-                Record::Generation(generation) => {
-                    self.generation = self.generation.max(generation);
-                }
-                Record::Drained(_) => unreachable!("the allocator knows nothing of it"),
-            }
-        }
+        let drains = |record: &Record| matches!(record, Record::Drained(_));
+        assert!(
+            !records.iter().any(drains),
+            "the allocator knows nothing of it"
+        );
+        self.disk.apply(records);
         true
     }
 
@@ -133,7 +107,10 @@ impl Model {
                     }
                 }
                 Action::Program(cidr) => {
-                    assert!(self.blocks.contains_key(&cidr), "{cidr} is not durable");
+                    assert!(
+                        self.disk.blocks.contains_key(&cidr),
+                        "{cidr} is not durable"
+                    );
                     self.bench.ipam.block_active(self.bench.now, cidr);
                 }
                 Action::Release(cidr) => {
@@ -169,7 +146,7 @@ impl Model {
     /// Who has which address.
     fn used(&self) -> BTreeMap<IpAddr, WorkloadId> {
         let mut used = BTreeMap::new();
-        for record in self.workloads.values() {
+        for record in self.disk.workloads.values() {
             for assigned in &record.addresses {
                 let other = used.insert(assigned.address, record.id.clone());
                 assert_eq!(other, None, "{} is given out twice", assigned.address);
@@ -186,7 +163,7 @@ impl Model {
     fn add(&mut self, id: &WorkloadId, pool: Option<&str>, fixed: &[IpAddr]) {
         let now = self.bench.now;
         let before = self.used();
-        let known = self.workloads.get(id).cloned();
+        let known = self.disk.workloads.get(id).cloned();
         let result = self.bench.ipam.allocate(now, id, pool, fixed);
         let allocation = match result {
             Ok(allocation) => allocation,
@@ -242,7 +219,7 @@ impl Model {
                 continue;
             }
             assert!(
-                self.blocks.contains_key(&assigned.block),
+                self.disk.blocks.contains_key(&assigned.block),
                 "durable with its block"
             );
             self.released.remove(&assigned.address);
@@ -284,7 +261,7 @@ impl Model {
 
     fn release(&mut self, id: &WorkloadId, off: u64) {
         let now = self.bench.now;
-        let known = self.workloads.get(id).cloned();
+        let known = self.disk.workloads.get(id).cloned();
         let generation = known.as_ref().map_or(7, |record| record.generation) - off.min(1);
         let release = self.bench.ipam.release(now, id, Some(generation));
         let Some(known) = known.filter(|_| off == 0) else {
@@ -307,14 +284,8 @@ impl Model {
     }
 
     fn restart(&mut self) {
-        let recovered = Recovered {
-            workloads: self.workloads.values().cloned().collect(),
-            blocks: self.blocks.values().cloned().collect(),
-            cooling: self.cooling.values().cloned().collect(),
-            generation: self.generation,
-            drained: None,
-        };
-        self.highest = self.generation;
+        let recovered = self.disk.recovered();
+        self.highest = self.disk.generation;
         let (ipam, notices) = Ipam::recover(self.bench.now, &pools(), &settings(), &recovered);
         assert_eq!(notices, []);
         self.bench.ipam = ipam;
@@ -325,11 +296,11 @@ impl Model {
     fn check(&mut self) {
         let used = self.used();
         let now = self.bench.now;
-        for record in self.workloads.values() {
+        for record in self.disk.workloads.values() {
             let held = self.bench.ipam.held(&record.id).expect("it is stored");
             assert_eq!(held, (record.generation, record.addresses.as_slice()));
         }
-        assert_eq!(self.bench.ipam.workloads.len(), self.workloads.len());
+        assert_eq!(self.bench.ipam.workloads.len(), self.disk.workloads.len());
         let blocks = self.bench.blocks();
         for block in &blocks {
             let inside = |address: &&IpAddr| block.cidr.contains(*address);
@@ -367,7 +338,7 @@ impl Model {
             );
         }
         let held: BTreeSet<IpNet> = blocks.iter().map(|block| block.cidr).collect();
-        let stored: BTreeSet<IpNet> = self.blocks.keys().copied().collect();
+        let stored: BTreeSet<IpNet> = self.disk.blocks.keys().copied().collect();
         if self.failing {
             // A block that is gone from memory may still be stored, never the other way round.
             assert!(

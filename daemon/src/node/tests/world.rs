@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     net::IpAddr,
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 
 use dataplane::desired::{
@@ -23,7 +23,7 @@ use crate::{
         spec::{FixedAddresses, InterfaceName, Labels, NamespaceName},
         view::{WatchChange, WorkloadState},
     },
-    store::record::{Record, Recovered, WorkloadRecord},
+    store::{disk::Disk, record::Record},
 };
 
 pub(super) fn id(name: &str) -> WorkloadId {
@@ -126,57 +126,6 @@ const SETTINGS: config::Ipam = config::Ipam {
     claim_ahead: 75,
     release_empty_after: Duration::from_secs(20),
 };
-
-/// What the fake store has on disk.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Disk {
-    pub(super) workloads: BTreeMap<WorkloadId, WorkloadRecord>,
-    pub(super) blocks: BTreeMap<IpNet, crate::store::record::BlockRecord>,
-    cooling: BTreeMap<IpAddr, crate::store::record::CoolingRecord>,
-    generation: u64,
-    drained: Option<SystemTime>,
-}
-
-impl Disk {
-    fn apply(&mut self, records: &[Record]) {
-        for record in records.iter().cloned() {
-            match record {
-                Record::PutWorkload(record) => {
-                    self.workloads.insert(record.id.clone(), record);
-                }
-                Record::DeleteWorkload(id) => {
-                    self.workloads.remove(&id);
-                }
-                Record::PutBlock(record) => {
-                    self.blocks.insert(record.cidr, record);
-                }
-                Record::DeleteBlock(cidr) => {
-                    self.blocks.remove(&cidr);
-                }
-                Record::PutCooling(record) => {
-                    self.cooling.insert(record.address, record);
-                }
-                Record::DeleteCooling(address) => {
-                    self.cooling.remove(&address);
-                }
-                Record::Generation(generation) => {
-                    self.generation = self.generation.max(generation);
-                }
-                Record::Drained(at) => self.drained = at,
-            }
-        }
-    }
-
-    fn recovered(&self) -> Recovered {
-        Recovered {
-            workloads: self.workloads.values().cloned().collect(),
-            blocks: self.blocks.values().cloned().collect(),
-            cooling: self.cooling.values().cloned().collect(),
-            generation: self.generation,
-            drained: self.drained,
-        }
-    }
-}
 
 #[derive(Clone, Debug)]
 enum KernelWork {
