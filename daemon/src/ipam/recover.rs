@@ -10,7 +10,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{Cooling, Held, Ipam, Now, pool::Pool};
+use super::{Held, Ipam, Now, cooling::Cooling, pool::Pool};
 use crate::{
     config,
     node::{WorkloadId, view::AssignedAddress},

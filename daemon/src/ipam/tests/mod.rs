@@ -10,7 +10,7 @@ mod model;
 use super::*;
 use crate::{
     node::view::{BlockState, BlockView},
-    store::record::Recovered,
+    store::record::{CoolingRecord, Record, Recovered},
 };
 
 /// An allocator with a clock, whose node does at once what it asks for.

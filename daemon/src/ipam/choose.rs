@@ -1,0 +1,252 @@
+//! Which address a request gets, and why it gets none.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{Error, Exhausted, Ipam, Now, Scope, address, cooling::Cooling, offset_of, pool::Pool};
+use crate::node::{WorkloadId, view::BlockState};
+
+/// A free address of a pool, chosen and marked.
+pub(super) struct Chosen {
+    pub(super) pool: usize,
+    pub(super) base: u128,
+    pub(super) address: IpAddr,
+    /// It was cooling down until now.
+    pub(super) cooling: Option<Cooling>,
+}
+
+impl Ipam {
+    /// Marks addresses as used and puts them into `chosen`, also those before an error.
+    pub(super) fn choose(
+        &mut self,
+        now: Now,
+        id: &WorkloadId,
+        scope: Scope<'_>,
+        fixed: &[IpAddr],
+        chosen: &mut Vec<Chosen>,
+    ) -> Result<(), Error> {
+        let pool = match scope {
+            Scope::Pool(name) => Some(self.pool_named(name)?),
+            Scope::Any | Scope::Bridge(_) => None,
+            Scope::Nothing => return Ok(()),
+        };
+        for address in fixed {
+            if chosen
+                .iter()
+                .any(|other| other.address.is_ipv4() == address.is_ipv4())
+            {
+                return Err(Error::FamilyTwice { address: *address });
+            }
+            chosen.push(self.choose_fixed(now, id, scope, pool, *address)?);
+        }
+        if !fixed.is_empty() {
+            return Ok(());
+        }
+        if let Some(pool) = pool {
+            chosen.push(self.choose_from(now, pool)?);
+            return Ok(());
+        }
+        for is_ipv4 in [true, false] {
+            let mut first_error = None;
+            for index in 0..self.pools.len() {
+                let pool = &self.pools[index];
+                if matches!(pool.cidr, IpNet::V4(_)) != is_ipv4
+                    || !pool.is_open()
+                    || !pool.is_in(scope)
+                {
+                    continue;
+                }
+                match self.choose_from(now, index) {
+                    Ok(choice) => {
+                        chosen.push(choice);
+                        first_error = None;
+                        break;
+                    }
+                    Err(error) => first_error = first_error.or(Some(error)),
+                }
+            }
+            if let Some(error) = first_error {
+                return Err(error);
+            }
+        }
+        if chosen.is_empty() {
+            return Err(Error::NoPool);
+        }
+        Ok(())
+    }
+
+    fn pool_named(&self, name: &str) -> Result<usize, Error> {
+        let found = self
+            .pools
+            .iter()
+            .position(|pool| pool.name == name && !pool.retired && !pool.is_local());
+        let Some(index) = found else {
+            let configured = self
+                .pools
+                .iter()
+                .filter(|pool| !pool.retired && !pool.is_local());
+            return Err(Error::PoolUnknown {
+                name: name.to_owned(),
+                configured: configured.map(|pool| pool.name.clone()).collect(),
+            });
+        };
+        self.enabled(index)
+    }
+
+    fn enabled(&self, index: usize) -> Result<usize, Error> {
+        let Pool { name, disabled, .. } = &self.pools[index];
+        if *disabled {
+            return Err(Error::PoolDisabled { name: name.clone() });
+        }
+        Ok(index)
+    }
+
+    fn choose_from(&mut self, now: Now, index: usize) -> Result<Chosen, Error> {
+        let base = match self.pools[index].oldest_with_free() {
+            Some(base) => base,
+            None => self
+                .claim_next(now, index)
+                .ok_or_else(|| self.exhausted(now, index))?,
+        };
+        let pool = &mut self.pools[index];
+        let offset = pool.change(base, |block| {
+            let offset = block.find().expect("it has a free address");
+            block.advance(offset);
+            offset
+        });
+        let address = address::from_number(base + u128::from(offset), &pool.cidr);
+        self.occupy(index, base, address);
+        Ok(Chosen {
+            pool: index,
+            base,
+            address,
+            cooling: None,
+        })
+    }
+
+    fn choose_fixed(
+        &mut self,
+        now: Now,
+        id: &WorkloadId,
+        scope: Scope<'_>,
+        wanted: Option<usize>,
+        address: IpAddr,
+    ) -> Result<Chosen, Error> {
+        let containing =
+            |pool: &Pool| !pool.retired && pool.is_in(scope) && pool.cidr.contains(&address);
+        let index = match wanted {
+            Some(index) => {
+                let Pool { name, cidr, .. } = &self.pools[index];
+                if !cidr.contains(&address) {
+                    return Err(Error::AddressOutsidePool {
+                        address,
+                        pool: name.clone(),
+                        cidr: *cidr,
+                    });
+                }
+                index
+            }
+            None => {
+                let found = self.pools.iter().position(containing);
+                let index = found.ok_or_else(|| Error::AddressOutsidePools {
+                    address,
+                    pools: self
+                        .pools
+                        .iter()
+                        .filter(|pool| pool.is_in(scope))
+                        .map(|pool| format!("{} ({})", pool.name, pool.cidr))
+                        .collect(),
+                })?;
+                self.enabled(index)?
+            }
+        };
+        let pool = &self.pools[index];
+        if pool.reserved.iter().any(|range| range.contains(&address)) {
+            return Err(Error::AddressReserved {
+                address,
+                pool: pool.name.clone(),
+            });
+        }
+        if let Some(holder) = self.holders.get(&address) {
+            return Err(Error::AddressTaken {
+                address,
+                holder: holder.clone(),
+            });
+        }
+        let base = match pool.block_of(address) {
+            Some(block) if block.state == BlockState::Releasing => {
+                return Err(Error::BlockReleasing {
+                    address,
+                    block: block.cidr,
+                });
+            }
+            Some(block) => block.base(),
+            None => {
+                let block = pool.block_cidr_of(address);
+                let claimed = pool
+                    .may_claim(&block)
+                    .then(|| self.claim_block(now, index, block))
+                    .flatten();
+                let pool = &self.pools[index];
+                claimed.ok_or_else(|| Error::AddressOutsideClaim {
+                    address,
+                    pool: pool.name.clone(),
+                    block,
+                    claim: pool.claim(),
+                })?
+            }
+        };
+        if let Some(cooling) = self.cooling.get(&address)
+            && cooling.id != *id
+        {
+            return Err(Error::AddressCooling {
+                address,
+                last: cooling.id.clone(),
+                free_in: cooling.until.saturating_duration_since(now.instant),
+            });
+        }
+        let cooling = self.end_cooling(address);
+        if cooling.is_some() {
+            self.clear(index, base, address);
+        }
+        self.occupy(index, base, address);
+        Ok(Chosen {
+            pool: index,
+            base,
+            address,
+            cooling,
+        })
+    }
+
+    pub(super) fn unchoose(&mut self, choice: Chosen) {
+        self.pools[choice.pool].change(choice.base, |block| {
+            block.used -= 1;
+            block.clear(offset_of(choice.base, choice.address));
+        });
+        if let Some(cooling) = choice.cooling {
+            self.begin_cooling(cooling);
+        }
+    }
+
+    fn exhausted(&self, now: Now, index: usize) -> Error {
+        let pool = &self.pools[index];
+        let next = match pool.totals.cooling {
+            0 => None,
+            _ => self
+                .cooling_order
+                .iter()
+                .find(|(_, address)| pool.cidr.contains(address)),
+        };
+        Error::Exhausted(Box::new(Exhausted {
+            pool: pool.name.clone(),
+            blocks: u64::try_from(pool.len()).expect("a count"),
+            blocks_claimable: pool.claimable(),
+            addresses: pool.totals.addresses,
+            used: pool.totals.used,
+            cooling: pool.totals.cooling,
+            reserved: pool.totals.reserved,
+            next_free_in: next.map(|(until, _)| until.saturating_duration_since(now.instant)),
+        }))
+    }
+}
