@@ -117,6 +117,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
                 }
                 Some(Update::Peers(peers)) => peers.iter().for_each(show),
                 Some(Update::PeersGone(names)) => println!("gone: {}", names.join(", ")),
+                Some(Update::Claims(claims)) => println!("others announce it, too: {claims:?}"),
                 Some(Update::FirstSync) => println!("all tables received"),
             },
             _ = tokio::signal::ctrl_c() => break,

@@ -48,7 +48,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             }
             // The neighbour has sent End-of-RIB, or a minute is over.
             Update::FirstSync => break,
-            Update::Routes(_) | Update::PeersGone(_) => {}
+            Update::Routes(_) | Update::PeersGone(_) | Update::Claims(_) => {}
         }
     }
     let count = print(&handle).await;

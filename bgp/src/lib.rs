@@ -47,7 +47,7 @@
 //!             let states = add.into_iter().map(|address| (address, reachable));
 //!             handle.set_next_hops(states.collect()).await;
 //!         }
-//!         Update::Peers(_) | Update::PeersGone(_) | Update::FirstSync => {}
+//!         Update::Peers(_) | Update::PeersGone(_) | Update::Claims(_) | Update::FirstSync => {}
 //!     }
 //! }
 //! # Ok(())

@@ -77,6 +77,7 @@ impl Program {
                             self.peers.remove(&name);
                         }
                     }
+                    Update::Claims(_) => {}
                     Update::FirstSync => self.first_sync = true,
                 }
             }

@@ -18,7 +18,7 @@ use crate::{
     speaker::{
         AdminError, Applied, SoftReset,
         config::{ConfigError, PeerConfig, RangeConfig},
-        status::{PeerStatus, RangeStatus, Route, RoutePage, RouteQuery},
+        status::{ForeignClaim, PeerStatus, RangeStatus, Route, RoutePage, RouteQuery},
     },
 };
 
@@ -58,6 +58,8 @@ pub enum Update {
     Peers(Vec<PeerStatus>),
     /// Names of peers that were told of and are there no longer.
     PeersGone(Vec<String>),
+    /// All claims of others to what this speaker originates; they are others than before.
+    Claims(Vec<ForeignClaim>),
     /// Once: every peer has sent its whole table, or the deadline has passed. What was not
     /// announced by now is gone.
     FirstSync,
@@ -88,6 +90,8 @@ pub(super) enum Command {
         IpNet,
         oneshot::Sender<Result<String, NotAdvertised>>,
     ),
+    Originated(oneshot::Sender<Vec<IpNet>>),
+    Claims(oneshot::Sender<Vec<ForeignClaim>>),
     AddPeer(Box<PeerConfig>, oneshot::Sender<Result<(), AdminError>>),
     AddRange(Box<RangeConfig>, oneshot::Sender<Result<(), AdminError>>),
     Update(Box<Neighbors>, oneshot::Sender<Result<Applied, AdminError>>),
@@ -195,6 +199,16 @@ impl Handle {
         self.ask(|reply| Command::Advertised(peer.to_owned(), prefix, reply))
             .await
             .unwrap_or(Err(NotAdvertised::NotEstablished))
+    }
+
+    /// What this speaker originates and owns; not what it announces on behalf of others.
+    pub async fn originated(&self) -> Vec<IpNet> {
+        self.ask(Command::Originated).await.unwrap_or_default()
+    }
+
+    /// Who else announces what this speaker originates, or parts of it.
+    pub async fn claims(&self) -> Vec<ForeignClaim> {
+        self.ask(Command::Claims).await.unwrap_or_default()
     }
 
     /// Takes this speaker out of the network, or back in. Sessions stay.

@@ -354,6 +354,8 @@ impl SpeakerTask {
             Command::Advertised(peer, prefix, reply) => {
                 drop(reply.send(self.speaker.advertised(&peer, prefix)));
             }
+            Command::Originated(reply) => drop(reply.send(self.speaker.originated())),
+            Command::Claims(reply) => drop(reply.send(self.speaker.claims())),
             Command::Ranges(reply) => drop(reply.send(self.speaker.ranges())),
             Command::AddPeer(peer, reply) => {
                 drop(reply.send(self.add(now, Neighbors::Peer(*peer))));
@@ -481,6 +483,9 @@ fn next_update(speaker: &mut Speaker) -> Option<Update> {
     }
     if !gone.is_empty() {
         return Some(Update::PeersGone(gone));
+    }
+    if let Some(claims) = speaker.poll_claims() {
+        return Some(Update::Claims(claims));
     }
     let mut routes = Vec::new();
     while routes.len() < CHANGES_PER_UPDATE

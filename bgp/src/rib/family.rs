@@ -1,8 +1,13 @@
 //! The tables of one family and everything that keeps them in step with each other.
 
-use std::{collections::VecDeque, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use hashbrown::HashMap;
+use ipnet::IpNet;
 use smallvec::SmallVec;
 
 use super::{
@@ -38,6 +43,10 @@ pub(super) struct FamilyRib<K> {
     originated_lengths: Vec<u32>,
     /// Originations changed: paths inside these prefixes have to be assessed again.
     reassess_inside: Vec<K>,
+    /// Originated prefixes, and such inside them, that a peer has announced.
+    pub(super) claimed: BTreeSet<K>,
+    /// Who announces them may have changed.
+    pub(super) claims_changed: bool,
 }
 
 impl<K: Prefix> FamilyRib<K> {
@@ -49,6 +58,8 @@ impl<K: Prefix> FamilyRib<K> {
             originated: HashMap::default(),
             originated_lengths: vec![0; usize::from(K::MAX_LENGTH) + 1],
             reassess_inside: Vec::new(),
+            claimed: BTreeSet::new(),
+            claims_changed: false,
         }
     }
 
@@ -120,7 +131,11 @@ impl<K: Prefix> FamilyRib<K> {
                 limit,
             });
         }
-        let within = self.is_within_originated(key);
+        let within = self.owner(key).is_some();
+        if within {
+            self.claimed.insert(key);
+            self.claims_changed = true;
+        }
         let (effective, verdict) = import.decide(shared, &key.ip_net(), within);
         let received = import.received();
         shared.attributes.retain(received);
@@ -140,9 +155,11 @@ impl<K: Prefix> FamilyRib<K> {
 
     pub(super) fn withdraw(&mut self, shared: &mut Shared, slot: u16, nlri: &[Nlri<K::Net>]) {
         for nlri in nlri {
-            let Some(route) = self.table.find(K::new(nlri.prefix)) else {
+            let key = K::new(nlri.prefix);
+            let Some(route) = self.table.find(key) else {
                 continue;
             };
+            self.claims_changed |= self.claimed.contains(&key);
             let (_, outcome) = self.table.remove_paths(shared, route, |path| {
                 path.slot == slot && path.path_id == nlri.path_id
             });
@@ -158,6 +175,7 @@ impl<K: Prefix> FamilyRib<K> {
         } else {
             counts.received
         };
+        self.claims_changed |= left > 0 && !self.claimed.is_empty();
         for route in 0..self.table.routes.end() {
             if left == 0 {
                 break;
@@ -226,16 +244,27 @@ impl<K: Prefix> FamilyRib<K> {
         }
     }
 
-    /// Whether this prefix equals one that is originated here, or lies inside one.
-    fn is_within_originated(&self, key: K) -> bool {
-        !self.originated.is_empty()
-            && (0..=key.length()).any(|length| {
-                self.originated_lengths[usize::from(length)] > 0
-                    && self
-                        .originated
-                        .get(&key.truncate(length))
-                        .is_some_and(|local| local.owns_inside)
+    /// The prefix originated here that this one equals or lies inside.
+    pub(super) fn owner(&self, key: K) -> Option<K> {
+        if self.originated.is_empty() {
+            return None;
+        }
+        (0..=key.length())
+            .filter(|length| self.originated_lengths[usize::from(*length)] > 0)
+            .map(|length| key.truncate(length))
+            .find(|covering| {
+                let known = self.originated.get(covering);
+                known.is_some_and(|local| local.owns_inside)
             })
+    }
+
+    /// What is originated and owns what lies inside.
+    pub(super) fn owned(&self) -> impl Iterator<Item = IpNet> + '_ {
+        let owned = self
+            .originated
+            .iter()
+            .filter(|(_, local)| local.owns_inside);
+        owned.map(|(key, _)| key.ip_net())
     }
 
     pub(super) fn originate(&mut self, shared: &mut Shared, stamp: u32, key: K, local: LocalRoute) {
@@ -311,9 +340,6 @@ impl<K: Prefix> FamilyRib<K> {
             .iter()
             .flatten()
             .any(|peer| peer.session.import.looks_at_originated());
-        if !depends {
-            return;
-        }
         // A few small blocks: look up what could lie inside. Otherwise one walk for all of them.
         let mut routes: SmallVec<[u32; 8]> = SmallVec::new();
         let mut looked_up = 0u64;
@@ -354,8 +380,15 @@ impl<K: Prefix> FamilyRib<K> {
                 }
             }
         }
+        self.claims_changed = true;
         for route in routes {
-            self.reassess(shared, route, |_| true);
+            let key = self.table.routes[route].key;
+            if self.owner(key).is_some() && self.table.paths(route).any(|path| path.slot != LOCAL) {
+                self.claimed.insert(key);
+            }
+            if depends {
+                self.reassess(shared, route, |_| true);
+            }
         }
     }
 
@@ -374,7 +407,7 @@ impl<K: Prefix> FamilyRib<K> {
             })
             .collect();
         let key = self.table.routes[route].key;
-        let within = self.is_within_originated(key);
+        let within = self.owner(key).is_some();
         for (slot, path_id, received, long_lived) in paths {
             let mut import = Import::new(shared, slot, received, long_lived);
             let (effective, verdict) = import.decide(shared, &key.ip_net(), within);

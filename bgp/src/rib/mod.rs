@@ -17,6 +17,7 @@
 
 mod advertised;
 mod arena;
+mod claims;
 mod decision;
 mod export;
 mod family;

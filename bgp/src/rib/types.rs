@@ -230,6 +230,21 @@ pub struct Pulled {
     pub more: bool,
 }
 
+/// A peer announces what this speaker originates, or a part of it, and it does not come from here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// As originated here.
+    pub block: IpNet,
+    /// As announced: the same, or inside.
+    pub prefix: IpNet,
+    pub peer: PeerId,
+    pub path_id: u32,
+    /// Router id of the speaker that originates it; of internal peers only.
+    pub originator: Option<Ipv4Addr>,
+    /// The last number of the AS path; `None`: our own AS, or a set.
+    pub origin_as: Option<Asn>,
+}
+
 /// Which table to list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Table {

@@ -8,14 +8,14 @@ use super::{
     AdminError, SoftReset, Speaker,
     config::{ConfigError, PeerConfig, RangeConfig, check_count, check_password},
     peer::Peer,
-    status::{PeerStatus, Route, RoutePage, RouteQuery, RouteTable},
+    status::{ForeignClaim, PeerStatus, Route, RoutePage, RouteQuery, RouteTable},
     sync::EndOfRib,
 };
 use crate::{
     attributes::Via,
     message::Notification,
     policy::Policy,
-    rib::{self, Drain, LocalRoute, NextHopState, NotAdvertised, Rib, RouteView},
+    rib::{self, Claim, Drain, LocalRoute, NextHopState, NotAdvertised, Rib, RouteView},
     types::{ConnectionId, Family, PeerId},
 };
 
@@ -292,16 +292,49 @@ impl Speaker {
         views.into_iter().map(|view| self.route(view)).collect()
     }
 
+    fn name(&self, peer: PeerId) -> String {
+        self.peers
+            .get(&peer)
+            .map_or_else(String::new, |peer| peer.config.name.clone())
+    }
+
+    /// What this speaker originates and owns.
+    pub fn originated(&self) -> Vec<IpNet> {
+        self.rib.originated()
+    }
+
+    /// Who else announces what this speaker originates, or parts of it.
+    pub fn claims(&self) -> Vec<ForeignClaim> {
+        let claims = self.rib.claims();
+        claims.into_iter().map(|claim| self.claim(claim)).collect()
+    }
+
+    /// The claims, when there are others than at the last time.
+    pub fn poll_claims(&mut self) -> Option<Vec<ForeignClaim>> {
+        let claims = self.rib.poll_claims()?;
+        let claims: Vec<_> = claims.into_iter().map(|claim| self.claim(claim)).collect();
+        if self.told_claims == claims {
+            return None;
+        }
+        self.told_claims.clone_from(&claims);
+        Some(claims)
+    }
+
+    fn claim(&self, claim: Claim) -> ForeignClaim {
+        ForeignClaim {
+            block: claim.block,
+            prefix: claim.prefix,
+            peer: self.name(claim.peer),
+            originator: claim.originator,
+            origin_as: claim.origin_as,
+        }
+    }
+
     fn route(&self, view: RouteView) -> Route {
-        let name = |peer: PeerId| {
-            self.peers
-                .get(&peer)
-                .map_or_else(String::new, |peer| peer.config.name.clone())
-        };
         Route {
             prefix: view.prefix,
             path_id: view.path_id,
-            peer: view.peer.map(name),
+            peer: view.peer.map(|peer| self.name(peer)),
             attributes: view.attributes,
             best: view.best,
             stale: view.stale,

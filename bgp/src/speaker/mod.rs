@@ -149,6 +149,8 @@ pub struct Speaker {
     end_of_rib: EndOfRib,
     /// Watched next hops of which nothing was said yet.
     unanswered: HashSet<Via>,
+    /// As last reported.
+    told_claims: Vec<status::ForeignClaim>,
 }
 
 #[derive(Debug)]
@@ -192,6 +194,7 @@ impl Speaker {
             gone: Vec::new(),
             end_of_rib: EndOfRib::Held,
             unanswered: HashSet::new(),
+            told_claims: Vec::new(),
             first_sync: FirstSync::Waiting {
                 deadline: now + config.first_sync_timeout,
                 checked_at: now,

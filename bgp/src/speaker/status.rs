@@ -244,6 +244,22 @@ pub struct LastNotification {
     pub at: Instant,
 }
 
+/// Somebody else announces what this speaker originates, or a part of it. What comes back from
+/// this speaker itself is not one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignClaim {
+    /// As originated here.
+    pub block: IpNet,
+    /// As announced: the same, or inside.
+    pub prefix: IpNet,
+    /// Name of the peer that sent it.
+    pub peer: String,
+    /// Router id of the speaker that originates it; of internal peers only.
+    pub originator: Option<Ipv4Addr>,
+    /// The last number of the AS path; `None`: our own AS, or a set.
+    pub origin_as: Option<Asn>,
+}
+
 /// Which table a query reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RouteTable {

@@ -455,6 +455,7 @@ impl Task {
                 }
                 self.ask_advertised();
             }
+            Update::Claims(_) => {}
             Update::FirstSync => {
                 tracing::info!("every peer has sent its table, or had time enough");
                 self.node.handle_first_sync();

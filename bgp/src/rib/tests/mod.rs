@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bounds;
+mod claims;
 mod decision;
 mod exports;
 mod imports;
