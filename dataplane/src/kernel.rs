@@ -392,6 +392,15 @@ pub enum Query {
         neighbours: Vec<IpAddr>,
         sysctls: Vec<String>,
     },
+    /// The links of a workload's namespace, with their addresses and the routes of the main table,
+    /// these permanent neighbours by interface index, and these sysctls. Costs the same however many
+    /// workloads there are, which [`Query::Place`] does not: the kernel keeps the neighbours of all
+    /// namespaces in one table.
+    Inside {
+        netns: Netns,
+        neighbours: Vec<(u32, IpAddr)>,
+        sysctls: Vec<String>,
+    },
     /// Routes of the host's main table for exactly these prefixes. Costs the same however many
     /// routes there are.
     Routes(Vec<IpNet>),

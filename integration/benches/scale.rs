@@ -64,7 +64,13 @@ fn main() -> Result<()> {
         ],
     );
     page.write("scale")?;
+    if std::env::var_os("WORKLOADS").is_none() {
+        at_rest(&lab)?;
+    }
+    Ok(())
+}
 
+fn at_rest(lab: &Lab) -> Result<()> {
     let mut page = Page::new(
         "100,000 routes at rest",
         "Routes from one external peer are in the kernel, and nothing happens. The agent is watched \
@@ -72,7 +78,7 @@ fn main() -> Result<()> {
     );
     let count = 100_000;
     let idle = routes::idle(
-        &lab,
+        lab,
         Prefixes { v6: false, count },
         Duration::from_secs(400),
     )?;

@@ -342,6 +342,11 @@ impl FakeKernel {
 }
 
 fn add_sysctls(space: &mut FakeNamespace, interface: &str) {
+    let forwards = |global: &str| space.sysctls.get(global).map(String::as_str) == Some("1");
+    let forwarding = [
+        ("ipv4/conf", forwards("net/ipv4/ip_forward")),
+        ("ipv6/conf", forwards("net/ipv6/conf/all/forwarding")),
+    ];
     for (group, keys) in [
         (
             "ipv4/conf",
@@ -363,6 +368,7 @@ fn add_sysctls(space: &mut FakeNamespace, interface: &str) {
             let default = match *key {
                 "proxy_delay" => "80",
                 "accept_dad" | "accept_ra" => "1",
+                "forwarding" if forwarding.contains(&(group, true)) => "1",
                 _ => "0",
             };
             let path = format!("net/{group}/{interface}/{key}");

@@ -431,6 +431,25 @@ impl FakeKernel {
                     sysctls: read_sysctls(space, sysctls),
                 })
             }
+            Query::Inside {
+                netns,
+                neighbours,
+                sysctls,
+            } => {
+                let space = self.space(Some((netns.device, netns.inode)))?;
+                Ok(Snapshot {
+                    links: space.links.values().cloned().collect(),
+                    addresses: space.addresses.values().copied().collect(),
+                    routes: space.routes.values().cloned().collect(),
+                    neighbours: neighbours
+                        .iter()
+                        .filter_map(|key| space.neighbours.get(key))
+                        .copied()
+                        .collect(),
+                    sysctls: read_sysctls(space, sysctls),
+                    ..Snapshot::default()
+                })
+            }
             Query::Link {
                 place,
                 index,

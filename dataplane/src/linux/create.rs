@@ -47,6 +47,7 @@ impl<'a> Run<'_, 'a> {
                 );
                 self.flush();
                 if self.answers.is_ok(index) {
+                    // The peer is not up yet, so no link-local address was made until now.
                     self.finish_link(index, veth.index, &veth.alias);
                     self.learn_nsid(index, &file, &veth.peer_netns);
                 }
@@ -56,6 +57,7 @@ impl<'a> Run<'_, 'a> {
         }
         if self.answers.is_ok(index) {
             self.links.made.insert(&veth.name, veth.index);
+            self.links.down.insert(veth.index, index);
         } else {
             let inside = Some(&veth.peer_netns);
             self.links.missing.insert((None, veth.index));
@@ -67,16 +69,18 @@ impl<'a> Run<'_, 'a> {
         }
     }
 
-    /// What RTM_NEWLINK ignores while it makes a link.
+    /// What RTM_NEWLINK ignores while it makes a link: the alias, and no link-local address.
     fn finish_link(&mut self, index: usize, link: u32, alias: &str) {
-        let message = LinkUnspec::new_with_index(link).alias(alias).build();
-        self.send_link(index, kind::SET_LINK, 0, &message);
-        // The link (or its peer) is not up yet, so no link-local address was made until now.
+        let sequence = self.pipe.next(index);
+        let encoder = &mut self.pipe.encoder;
+        encoder.begin_link(kind::SET_LINK, 0, sequence, link);
+        encoder.string(attribute::IFLA_IFALIAS, alias);
+        encoder.end();
         self.no_link_local(index, link);
     }
 
     /// No link-local address by itself. A kernel without IPv6 does not know this, and makes none.
-    fn no_link_local(&mut self, index: usize, link: u32) {
+    pub(super) fn no_link_local(&mut self, index: usize, link: u32) {
         let sequence = self.pipe.next_tolerant(index, libc::EAFNOSUPPORT);
         let encoder = &mut self.pipe.encoder;
         encoder.begin_link(kind::SET_LINK, 0, sequence, link);
@@ -199,7 +203,6 @@ fn veth_message(veth: &CreateVeth, netns: &File) -> LinkMessage {
         .index(veth.index)
         .mtu(veth.mtu)
         .address(veth.mac.to_vec())
-        .up()
         .append_extra_attribute(LinkAttribute::NumTxQueues(1))
         .append_extra_attribute(LinkAttribute::NumRxQueues(1))
         .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)));

@@ -149,6 +149,22 @@ pub(super) fn link(payload: &[u8]) -> Option<Link> {
     Some(link)
 }
 
+/// One of the numbers of an interface's configuration in RTM_NEWLINK (IFLA_AF_SPEC).
+pub(super) fn configuration(payload: &[u8], family: u8, position: usize) -> Option<i32> {
+    let find = |bytes, wanted| {
+        attributes(bytes)
+            .find(|(kind, _)| *kind == wanted)
+            .map(|(_, value)| value)
+    };
+    let specification = find(payload.get(16..)?, attribute::IFLA_AF_SPEC)?;
+    let of_family = find(specification, u16::from(family))?;
+    let numbers = match family {
+        AF_INET => attribute::IFLA_INET_CONF,
+        _ => attribute::IFLA_INET6_CONF,
+    };
+    i32_at(find(of_family, numbers)?, position * 4)
+}
+
 /// Parameters of a tunnel device whose remote ends are not its own but those of routes and entries.
 fn tunnel(payload: &[u8]) -> Option<Tunnel> {
     let (_, information) =

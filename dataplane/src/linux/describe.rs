@@ -66,6 +66,9 @@ pub(super) fn describe(op: &Op) -> String {
 pub(super) fn describe_query(query: &Query) -> String {
     match query {
         Query::Place { place, .. } => format!("read the network state{}", at(place)),
+        Query::Inside { netns, .. } => {
+            format!("read the network state in {}", netns.path.display())
+        }
         Query::Link { place, index, .. } => format!("read interface {index}{}", at(place)),
         Query::Routes(prefixes) => format!("read {} routes", prefixes.len()),
     }

@@ -67,10 +67,12 @@ pub(super) mod attribute {
     pub(crate) const IFLA_VXLAN_PORT: u16 = 15;
     pub(crate) const IFLA_VXLAN_GROUP6: u16 = 16;
     pub(crate) const IFLA_VXLAN_LOCAL6: u16 = 17;
+    pub(crate) const IFLA_IFALIAS: u16 = 20;
     pub(crate) const IFLA_AF_SPEC: u16 = 26;
     pub(crate) const IFLA_GROUP: u16 = 27;
     pub(crate) const IFLA_EXT_MASK: u16 = 29;
     pub(crate) const IFLA_INET_CONF: u16 = 1;
+    pub(crate) const IFLA_INET6_CONF: u16 = 2;
     pub(crate) const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
     pub(crate) const RTEXT_FILTER_SKIP_STATS: u32 = 8;
 

@@ -48,6 +48,7 @@ use self::{
     pipe::Pipe,
     read::Reader,
     socket::{Ports, Socket},
+    sysctl::Folders,
     write::Writer,
 };
 use crate::{
@@ -127,6 +128,7 @@ struct Parts {
     ports: Ports,
     write_socket: Arc<Socket>,
     read_socket: Arc<Socket>,
+    folders: Arc<Folders>,
     namespaces: Arc<Namespaces>,
 }
 
@@ -150,6 +152,7 @@ impl Kernel {
             ports,
             write_socket: open(Ports::WRITER)?,
             read_socket: open(Ports::READER)?,
+            folders: Arc::new(Folders::open()),
             namespaces,
         };
         let start = system("cannot start a thread");
@@ -224,6 +227,8 @@ struct Station {
     home: Home,
     /// In the host's namespace.
     host: Arc<Socket>,
+    /// Likewise.
+    folders: Arc<Folders>,
     ports: Ports,
     namespaces: Arc<Namespaces>,
     pipe: Pipe,
@@ -234,6 +239,7 @@ impl Parts {
         Ok(Station {
             home: self.home.again()?,
             host: Arc::clone(host),
+            folders: Arc::clone(&self.folders),
             ports: self.ports,
             namespaces: Arc::clone(&self.namespaces),
             pipe: Pipe::new(),

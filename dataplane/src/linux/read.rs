@@ -16,7 +16,7 @@ use super::{
     netns,
     pipe::{self, Answers, Pipe},
     socket::{DUMP_PAUSE, Ports, Socket},
-    sysctl,
+    sysctl::{self, Folders, Shown},
 };
 use crate::{
     desired::Netns,
@@ -52,20 +52,26 @@ impl Reader {
         let host = Arc::clone(&self.0.host);
         host.discard(&mut self.0.pipe.receive);
         match query {
-            Query::Place { place, sysctls } => self.at(&host, place, |reading| {
-                reading.place(matches!(place, Place::Host))?;
-                reading.sysctls(sysctls)
+            Query::Place { place, sysctls } => self.at(&host, place, sysctls, |reading| {
+                reading.place(matches!(place, Place::Host))
             }),
+            Query::Inside {
+                netns,
+                neighbours,
+                sysctls,
+            } => {
+                let place = Place::Netns(netns.clone());
+                self.at(&host, &place, sysctls, |reading| reading.inside(neighbours))
+            }
             Query::Link {
                 place,
                 index,
                 neighbours,
                 sysctls,
-            } => self.at(&host, place, |reading| {
-                reading.link(*index, neighbours)?;
-                reading.sysctls(sysctls)
+            } => self.at(&host, place, sysctls, |reading| {
+                reading.link(*index, neighbours)
             }),
-            Query::Routes(prefixes) => self.at(&host, &Place::Host, |reading| {
+            Query::Routes(prefixes) => self.at(&host, &Place::Host, &[], |reading| {
                 reading.exact_routes(prefixes)
             }),
         }
@@ -75,13 +81,14 @@ impl Reader {
         &mut self,
         host: &Socket,
         place: &Place,
+        sysctls: &[String],
         work: impl FnOnce(&mut Reading<'_>) -> io::Result<()>,
     ) -> io::Result<Snapshot> {
         match place {
             Place::Host => {
-                let mut reading = Reading::new(host, &mut self.0.pipe);
+                let mut reading = Reading::new(host, &mut self.0.pipe, sysctls);
                 work(&mut reading)?;
-                Ok(reading.snapshot)
+                reading.finish(Some(&self.0.folders))
             }
             Place::Netns(netns) => {
                 let file = netns::open(netns)?;
@@ -93,9 +100,9 @@ impl Reader {
                     .home
                     .inside(&file, || {
                         let socket = Socket::open(ports, Ports::READER)?;
-                        let mut reading = Reading::new(&socket, pipe);
+                        let mut reading = Reading::new(&socket, pipe, sysctls);
                         work(&mut reading)?;
-                        Ok(reading.snapshot)
+                        reading.finish(None)
                     })
                     .flatten()
             }
@@ -135,19 +142,46 @@ struct Reading<'a> {
     socket: &'a Socket,
     pipe: &'a mut Pipe,
     snapshot: Snapshot,
+    sysctls: &'a [String],
+    /// Those of them that messages about links show: position among them, and how.
+    shown: Vec<(usize, Shown<'a>)>,
+    /// By position, as far as they were shown.
+    values: Vec<Option<String>>,
 }
 
 impl<'a> Reading<'a> {
-    fn new(socket: &'a Socket, pipe: &'a mut Pipe) -> Self {
+    fn new(socket: &'a Socket, pipe: &'a mut Pipe, sysctls: &'a [String]) -> Self {
+        let shown = sysctls
+            .iter()
+            .enumerate()
+            .filter_map(|(position, path)| Some((position, sysctl::shown(path)?)))
+            .collect();
         Self {
             socket,
             pipe,
             snapshot: Snapshot::default(),
+            sysctls,
+            shown,
+            values: vec![None; sysctls.len()],
         }
     }
 
-    fn place(&mut self, host: bool) -> io::Result<()> {
-        self.snapshot.links = self.dump(
+    /// Reads the sysctls that no message showed. `folders`: the host's, if that is the place.
+    fn finish(mut self, folders: Option<&Folders>) -> io::Result<Snapshot> {
+        for (path, value) in self.sysctls.iter().zip(self.values) {
+            let value = match (value, folders) {
+                (Some(value), _) => Some(value),
+                (None, Some(folders)) => folders.read(path)?,
+                (None, None) => sysctl::read(path)?,
+            };
+            self.snapshot.sysctls.push((path.clone(), value));
+        }
+        Ok(self.snapshot)
+    }
+
+    fn links(&mut self) -> io::Result<()> {
+        let shown = std::mem::take(&mut self.shown);
+        let links = self.dump(
             |pipe, sequence| {
                 pipe.encoder
                     .begin_link(kind::GET_LINK, NLM_F_DUMP, sequence, 0);
@@ -155,8 +189,87 @@ impl<'a> Reading<'a> {
                     .u32(attribute::IFLA_EXT_MASK, attribute::RTEXT_FILTER_SKIP_STATS);
             },
             kind::NEW_LINK,
-            decode::link,
+            |payload| {
+                let link = decode::link(payload)?;
+                let values = shown_values(&shown, &link.name, payload);
+                Some((link, values))
+            },
         )?;
+        for (link, values) in links {
+            self.snapshot.links.push(link);
+            self.note(values);
+        }
+        self.shown = shown;
+        Ok(())
+    }
+
+    fn note(&mut self, values: Vec<(usize, String)>) {
+        for (position, value) in values {
+            if let Some(slot) = self.values.get_mut(position) {
+                *slot = Some(value);
+            }
+        }
+    }
+
+    fn inside(&mut self, neighbours: &[(u32, IpAddr)]) -> io::Result<()> {
+        self.links()?;
+        self.snapshot.addresses = self.addresses(0)?;
+        for family in [AF_INET, AF_INET6] {
+            let routes = self.routes(family)?;
+            self.snapshot.routes.extend(routes);
+        }
+        for (index, address) in neighbours {
+            self.ask_neighbour(*index, *address);
+        }
+        self.flush_gets()
+    }
+
+    fn ask_neighbour(&mut self, index: u32, address: IpAddr) {
+        let sequence = self.pipe.next(0);
+        let mut header = [0; 12];
+        header[0] = family_of(&address);
+        header[4..8].copy_from_slice(&index.to_ne_bytes());
+        let encoder = &mut self.pipe.encoder;
+        encoder.begin(kind::GET_NEIGHBOUR, 0, sequence, &header);
+        encoder.address(attribute::NDA_DST, address);
+        encoder.end();
+    }
+
+    /// Asks for single links and neighbours, and takes over the answers.
+    fn flush_gets(&mut self) -> io::Result<()> {
+        let Self {
+            snapshot,
+            shown,
+            pipe,
+            ..
+        } = self;
+        let mut values = Vec::new();
+        // What does not exist is refused with ENODEV or ENOENT, and is missing in the answer.
+        let op = [Op::DeleteLinks(Vec::new())];
+        let mut answers = Answers::new(&op);
+        pipe.flush(self.socket, &mut answers, |_, message| match message.kind {
+            kind::NEW_LINK => {
+                if let Some(link) = decode::link(message.payload) {
+                    values.extend(shown_values(shown, &link.name, message.payload));
+                    snapshot.links.push(link);
+                }
+            }
+            kind::NEW_NEIGHBOUR => snapshot
+                .neighbours
+                .extend(decode::neighbour(message.payload).filter(|entry| entry.permanent)),
+            _ => {}
+        });
+        self.note(values);
+        match answers.results.first() {
+            Some(Err(error)) if !matches!(error.errno, libc::ENODEV | libc::ENOENT) => {
+                Err(io::Error::from_raw_os_error(error.errno))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn place(&mut self, host: bool) -> io::Result<()> {
+        self.links()?;
         self.snapshot.addresses = self.addresses(0)?;
         for family in [AF_INET, AF_INET6] {
             let routes = self.routes(family)?;
@@ -317,32 +430,9 @@ impl<'a> Reading<'a> {
         encoder.u32(attribute::IFLA_EXT_MASK, attribute::RTEXT_FILTER_SKIP_STATS);
         encoder.end();
         for address in neighbours {
-            let sequence = self.pipe.next(0);
-            let mut header = [0; 12];
-            header[0] = family_of(address);
-            header[4..8].copy_from_slice(&index.to_ne_bytes());
-            let encoder = &mut self.pipe.encoder;
-            encoder.begin(kind::GET_NEIGHBOUR, 0, sequence, &header);
-            encoder.address(attribute::NDA_DST, *address);
-            encoder.end();
+            self.ask_neighbour(index, *address);
         }
-        let snapshot = &mut self.snapshot;
-        // What does not exist is refused with ENODEV or ENOENT, and is missing in the answer.
-        let op = [Op::DeleteLinks(Vec::new())];
-        let mut answers = Answers::new(&op);
-        self.pipe
-            .flush(self.socket, &mut answers, |_, message| match message.kind {
-                kind::NEW_LINK => snapshot.links.extend(decode::link(message.payload)),
-                kind::NEW_NEIGHBOUR => snapshot
-                    .neighbours
-                    .extend(decode::neighbour(message.payload).filter(|entry| entry.permanent)),
-                _ => {}
-            });
-        if let Some(Err(error)) = answers.results.first()
-            && !matches!(error.errno, libc::ENODEV | libc::ENOENT)
-        {
-            return Err(io::Error::from_raw_os_error(error.errno));
-        }
+        self.flush_gets()?;
         if !self.snapshot.links.is_empty() {
             match self.addresses(index) {
                 Ok(addresses) => self.snapshot.addresses = addresses,
@@ -350,15 +440,6 @@ impl<'a> Reading<'a> {
                 Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
                 Err(error) => return Err(error),
             }
-        }
-        Ok(())
-    }
-
-    fn sysctls(&mut self, paths: &[String]) -> io::Result<()> {
-        for path in paths {
-            self.snapshot
-                .sysctls
-                .push((path.clone(), sysctl::read(path)?));
         }
         Ok(())
     }
@@ -464,6 +545,18 @@ impl<'a> Reading<'a> {
             }
         }
     }
+}
+
+/// What a message about a link shows of the wanted sysctls, by their position.
+fn shown_values(shown: &[(usize, Shown<'_>)], name: &str, payload: &[u8]) -> Vec<(usize, String)> {
+    shown
+        .iter()
+        .filter(|(_, one)| one.interface == name)
+        .filter_map(|(position, one)| {
+            let value = decode::configuration(payload, one.family, one.position)?;
+            Some((*position, value.to_string()))
+        })
+        .collect()
 }
 
 fn own_blackhole(prefix: IpNet) -> Route {

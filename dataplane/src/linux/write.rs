@@ -19,7 +19,7 @@ use super::{
     group, netns,
     pipe::{Answers, Pipe},
     socket::{Ports, Socket},
-    sysctl::{self, ByMessage},
+    sysctl::{self, ByMessage, Folders},
 };
 use crate::{
     desired::Netns,
@@ -45,6 +45,8 @@ pub(super) struct Links<'a> {
     pub(super) unnamed: HashSet<(Option<&'a Netns>, &'a str)>,
     /// Index of links made on the host, by name.
     pub(super) made: HashMap<&'a str, u32>,
+    /// Links made on the host that are not up yet, and the operation that made them.
+    pub(super) down: IndexMap<u32, usize, foldhash::fast::RandomState>,
 }
 
 impl Writer {
@@ -93,8 +95,10 @@ impl Writer {
 
         let mut files = HashMap::new();
         let socket = Arc::clone(&self.0.host);
+        let folders = Arc::clone(&self.0.folders);
         let mut run = Run {
             socket: &socket,
+            folders: Some(&folders),
             pipe: &mut self.0.pipe,
             answers,
             links,
@@ -115,6 +119,7 @@ impl Writer {
                         let socket = Socket::open(ports, Ports::WRITER)?;
                         let mut run = Run {
                             socket: &socket,
+                            folders: None,
                             pipe: &mut self.0.pipe,
                             answers,
                             links,
@@ -137,6 +142,8 @@ impl Writer {
 /// Operations on one place.
 pub(super) struct Run<'r, 'a> {
     pub(super) socket: &'r Socket,
+    /// The host's.
+    folders: Option<&'r Folders>,
     pub(super) pipe: &'r mut Pipe,
     pub(super) answers: &'r mut Answers<'a>,
     pub(super) links: &'r mut Links<'a>,
@@ -177,7 +184,17 @@ impl<'a> Run<'_, 'a> {
                 _ => self.common(None, list, position),
             };
         }
+        for (link, index) in std::mem::take(&mut self.links.down) {
+            self.send_up(index, link);
+        }
         self.flush();
+    }
+
+    /// A link that is up but has no carrier yet has the kernel walk all IPv6 routes of the host with
+    /// every change, so what can be set before is set before.
+    fn send_up(&mut self, index: usize, link: u32) {
+        let up = LinkUnspec::new_with_index(link).up().build();
+        self.send_link(index, kind::SET_LINK, 0, &up);
     }
 
     fn inside(&mut self, netns: &'a Netns, list: &[usize]) {
@@ -187,8 +204,11 @@ impl<'a> Run<'_, 'a> {
             position += match ops.get(index) {
                 Some(Op::CreateVeth(veth)) => {
                     if self.answers.is_ok(index) {
-                        let up = LinkUnspec::new_with_index(veth.peer_index).up().build();
-                        self.send_link(index, kind::SET_LINK, 0, &up);
+                        // Its only neighbour is the host. On a bridge there are others.
+                        if veth.master.is_none() {
+                            self.no_link_local(index, veth.peer_index);
+                        }
+                        self.send_up(index, veth.peer_index);
                     }
                     1
                 }
@@ -230,6 +250,12 @@ impl<'a> Run<'_, 'a> {
                 taken = self.sysctl(list, position, path, value);
             }
             _ => {
+                if netns.is_none()
+                    && let Some(link) = link_of(op)
+                    && let Some(made_by) = self.links.down.swap_remove(&link)
+                {
+                    self.send_up(made_by, link);
+                }
                 let sequence = self.pipe.next(index);
                 self.encode(sequence, op);
             }
@@ -335,7 +361,11 @@ impl<'a> Run<'_, 'a> {
             }
             _ => {
                 self.flush();
-                if let Err(error) = sysctl::write(path, value) {
+                let written = match self.folders {
+                    Some(folders) => folders.write(path, value),
+                    None => sysctl::write(path, value),
+                };
+                if let Err(error) = written {
                     self.answers.fail_io(index, &error);
                 }
                 1

@@ -413,7 +413,9 @@ impl Reconciler {
         }
         let what = difference.what.join(", ");
         let tries = state.tries;
-        if let Some(error) = state.last_error.clone() {
+        // Without IPv6, what belongs to it could not be written at first.
+        let forgiven = tries == 0 && difference.switches_ipv6_on();
+        if let Some(error) = state.last_error.clone().filter(|_| !forgiven) {
             let kind = kind_of(&error, false);
             self.fail_workload(id, kind, format!("{what}: {}", error.text));
         } else if tries >= MAX_TRIES {
@@ -422,6 +424,7 @@ impl Reconciler {
         } else {
             if let Some(state) = self.workloads.get_mut(id) {
                 state.tries += 1;
+                state.last_error = None;
                 if state.disturbed {
                     state.repaired.append(&mut difference.what);
                 }

@@ -243,6 +243,7 @@ impl<'a> Want<'a> {
     /// without reading it first.
     pub(super) fn created(&self) -> (Snapshot, Snapshot) {
         let of = |link: Link| Snapshot {
+            sysctls: Self::inherited(&link.name),
             links: vec![link],
             ..Snapshot::default()
         };
@@ -286,8 +287,14 @@ impl<'a> Want<'a> {
             neighbours: self.host_neighbours().iter().map(|n| n.address).collect(),
             sysctls: names(self.host_sysctls()),
         });
-        let inside = self.inside().map(|place| Query::Place {
-            place,
+        let inside = self.spec.netns().map(|netns| Query::Inside {
+            netns: netns.clone(),
+            neighbours: self
+                .inside_neighbours()
+                .iter()
+                .filter(|neighbour| neighbour.index != 0)
+                .map(|neighbour| (neighbour.index, neighbour.address))
+                .collect(),
             sysctls: names(self.inside_sysctls()),
         });
         (link, inside)
@@ -335,6 +342,12 @@ impl<'a> Want<'a> {
     }
 
     /// IPv6 is switched on only for those who have an IPv6 address.
+    ///
+    /// Netlink cannot write them, and the way through /proc takes the longer the more namespaces
+    /// there are. So what a new interface has anyway is only written where it is read otherwise, and
+    /// the end of a routed workload needs no more: it makes no link-local address, so there is
+    /// nothing to be detected twice, and it neither asks for router advertisements nor could have
+    /// any but from the host.
     fn inside_sysctls(&self) -> Vec<(String, &'static str)> {
         let Some(interface) = self.spec.interface() else {
             return Vec::new();
@@ -342,13 +355,27 @@ impl<'a> Want<'a> {
         if !self.addresses().iter().any(IpAddr::is_ipv6) {
             return Vec::new();
         }
+        let on_a_bridge = matches!(self.kind(), Kind::Bridged(_));
+        let more = [("accept_dad", "0"), ("accept_ra", "0")];
+        std::iter::once(("disable_ipv6", "0"))
+            .chain(more.into_iter().filter(|_| on_a_bridge))
+            .map(|(key, value)| (format!("net/ipv6/conf/{interface}/{key}"), value))
+            .collect()
+    }
+
+    /// What a new interface of the host's has by itself: forwarding as everywhere. Where that is not
+    /// so, reading shows it.
+    fn inherited(interface: &str) -> Vec<(String, Option<String>)> {
         [
-            ("disable_ipv6", "0"),
-            ("accept_dad", "0"),
-            ("accept_ra", "0"),
+            ("ipv4", "forwarding", "1"),
+            ("ipv6", "forwarding", "1"),
+            ("ipv6", "disable_ipv6", "0"),
         ]
         .into_iter()
-        .map(|(key, value)| (format!("net/ipv6/conf/{interface}/{key}"), value))
+        .map(|(family, key, value)| {
+            let path = format!("net/{family}/conf/{interface}/{key}");
+            (path, Some(value.to_owned()))
+        })
         .collect()
     }
 

@@ -82,11 +82,12 @@ impl<'a> Want<'a> {
     pub(super) fn routed_sysctls(&self) -> Vec<(String, &'static str)> {
         let interface = self.host_name();
         [
+            // One message writes those that follow each other.
             ("ipv4/conf", "proxy_arp", "1"),
-            ("ipv4/neigh", "proxy_delay", "0"),
             ("ipv4/conf", "forwarding", "1"),
             ("ipv4/conf", "route_localnet", self.route_localnet()),
             ("ipv4/conf", "rp_filter", self.reverse_path()),
+            ("ipv4/neigh", "proxy_delay", "0"),
             ("ipv6/conf", "disable_ipv6", "0"),
             ("ipv6/conf", "accept_dad", "0"),
             ("ipv6/conf", "accept_ra", "0"),
