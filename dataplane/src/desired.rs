@@ -342,6 +342,9 @@ pub enum Event {
     Removed { id: ObjectId },
     /// Somebody changed or deleted something of ours, and it was put back.
     Repaired { id: ObjectId, what: String },
+    /// The same of something that belongs to no single object: a kernel nexthop object, a sysctl of
+    /// the whole node.
+    SharedRepaired { what: String },
     /// Nothing in the kernel with our marks is unknown any more to that source: stale objects of an
     /// earlier run are deleted.
     Swept { source: Source, deleted: usize },
@@ -372,6 +375,57 @@ pub enum NextHopState {
     Reachable {
         metric: u32,
     },
+}
+
+/// What sort of thing of ours somebody changed, for counts of repairs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// Of a workload: veth, tap device, or its end inside.
+    Link,
+    Bridge,
+    Tunnel,
+    Address,
+    Neighbour,
+    /// Of a tunnel device.
+    Forwarding,
+    /// To or inside a workload.
+    Route,
+    Blackhole,
+    LearnedRoute,
+    NextHop,
+    Sysctl,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 11] = [
+        Kind::Link,
+        Kind::Bridge,
+        Kind::Tunnel,
+        Kind::Address,
+        Kind::Neighbour,
+        Kind::Forwarding,
+        Kind::Route,
+        Kind::Blackhole,
+        Kind::LearnedRoute,
+        Kind::NextHop,
+        Kind::Sysctl,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Link => "link",
+            Kind::Bridge => "bridge",
+            Kind::Tunnel => "tunnel",
+            Kind::Address => "address",
+            Kind::Neighbour => "neighbour",
+            Kind::Forwarding => "fdb",
+            Kind::Route => "route",
+            Kind::Blackhole => "blackhole",
+            Kind::LearnedRoute => "learned-route",
+            Kind::NextHop => "nexthop",
+            Kind::Sysctl => "sysctl",
+        }
+    }
 }
 
 /// Why an object is not in the kernel.

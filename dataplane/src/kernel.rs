@@ -32,6 +32,10 @@ pub const GATEWAY_V4: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 1, 
 /// IPv6 gateway of every workload: the link-local address that belongs to `HOST_MAC`.
 pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 0xfeee, 0xeeee);
 
+/// Interface indexes of our making: high, so that they never meet those of others, which count up
+/// from 1.
+pub const INDEX_RANGE: std::ops::Range<u32> = 0x2000_0000..0x7fff_0000;
+
 /// A network namespace in which state is read and changed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Place {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use integration::bench::report::{Page, milliseconds};
-use integration::bench::{percentile, repair};
+use integration::bench::{percentile, repair, spoilings};
 use integration::lab::Lab;
 
 const TIMES: usize = 100;
@@ -15,7 +15,7 @@ fn main() -> Result<()> {
         return Ok(());
     }
     let lab = Lab::new()?;
-    let scene = repair::scene(&lab)?;
+    let scene = spoilings::scene(&lab)?;
     let mut page = Page::new(
         "Repair",
         "Somebody deletes or alters an object of the agent on an otherwise idle node. The time runs \

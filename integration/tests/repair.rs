@@ -2,25 +2,24 @@
 //! benchmark sees it. How fast is the benchmark's affair; this is no idle machine.
 
 use anyhow::{Context as _, ensure};
-use integration::bench::{repair, scale};
+use integration::bench::{repair, scale, spoilings};
 use integration::lab;
 
 #[test]
-fn every_kind_of_object_is_repaired_and_the_repair_is_counted() {
+fn every_kind_of_object_is_repaired_counted_and_named() {
     lab::run(|lab| {
-        let scene = repair::scene(lab)?;
-        // Those of the nftables table have a counter of their own, among the metrics, and are told in
-        // the log.
-        let repairs = || -> anyhow::Result<u64> {
-            let status = scene.nodes.a.client().status()?;
-            let log = scene.nodes.a.process()?.log_text();
-            let tables = log.matches("nftables changed by others, put back").count() as u64;
-            Ok(status.dataplane.unwrap_or_default().repairs + tables)
+        let scene = spoilings::scene(lab)?;
+        let agent = &scene.nodes.a;
+        let counted = |kind: &str| -> anyhow::Result<u64> {
+            let dataplane = agent.client().status()?.dataplane.unwrap_or_default();
+            Ok(dataplane.repaired.get(kind).copied().unwrap_or(0))
         };
+        let process = agent.process()?;
         let mut failed = Vec::new();
         for spoiling in &scene.spoilings {
             repair::settle(lab, &scene)?;
-            let before = repairs()?;
+            let before = counted(spoiling.kind)?;
+            let logged = process.log_text().len();
             let what = format!("{}, {}", spoiling.object, spoiling.how);
             match repair::measure(spoiling).context(what.clone()) {
                 Ok(time) => println!("{what}: {time:?}"),
@@ -29,9 +28,19 @@ fn every_kind_of_object_is_repaired_and_the_repair_is_counted() {
                     continue;
                 }
             }
-            lab.wait_for(&format!("{what}: counted"), lab::PATIENCE, || {
-                let after = repairs()?;
+            lab.wait_for(&format!("{what}: counted and told"), lab::PATIENCE, || {
+                let after = counted(spoiling.kind)?;
                 ensure!(after > before, "{before} before, {after} after");
+                let log = process.log_text();
+                let log = log.get(logged..).unwrap_or_default();
+                let told = |line: &str| {
+                    line.contains("changed by others") && line.contains(&spoiling.said)
+                };
+                ensure!(
+                    log.lines().any(told),
+                    "no {:?} in the log:\n{log}",
+                    spoiling.said
+                );
                 Ok(())
             })
             .unwrap_or_else(|error| failed.push(format!("{error:#}")));

@@ -1,9 +1,10 @@
 //! `NodeService`.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use agentd_proto::v1::{self, node_service_server::NodeService};
 use bgp::{driver::wall_clock, speaker::status::PeerState};
+use dataplane::desired::Kind;
 use tonic::{Request, Response, Status};
 
 use super::{Context, render};
@@ -27,6 +28,7 @@ impl NodeService for Node {
         let node = self.0.node.status().await?;
         let peers = self.0.network.peers().await;
         let dataplane = self.0.network.dataplane().await?;
+        let filter = self.0.network.filter().await?;
         let identity = &self.0.identity;
         let text = |value: Option<String>| value.unwrap_or_default();
         let established = peers
@@ -63,6 +65,7 @@ impl NodeService for Node {
                     .last_audit
                     .map(|at| render::timestamp(wall_clock(at))),
                 tunnels: dataplane.tunnels.iter().map(render::tunnel).collect(),
+                repaired: repaired(&dataplane.mended, filter.counts.repairs),
             }),
         }))
     }
@@ -126,6 +129,16 @@ fn effect(effect: Effect) -> v1::reload_change::Effect {
         Effect::Removed => v1::reload_change::Effect::Removed,
         Effect::Failed => v1::reload_change::Effect::Failed,
     }
+}
+
+/// By kind; that of the filter table has a count of its own.
+fn repaired(mended: &[(Kind, u64)], tables: u64) -> BTreeMap<String, u64> {
+    let kinds = mended.iter().map(|(kind, count)| (kind.name(), *count));
+    kinds
+        .chain([("nftables", tables)])
+        .filter(|(_, count)| *count > 0)
+        .map(|(kind, count)| (kind.to_owned(), count))
+        .collect()
 }
 
 fn drain_state(drain: Drain) -> v1::DrainState {

@@ -1,6 +1,6 @@
 //! `agentctl status`.
 
-use agentd_proto::v1::{GetStatusRequest, Tunnel};
+use agentd_proto::v1::{Dataplane, GetStatusRequest, Tunnel};
 
 use super::{
     client::{Client, Error},
@@ -72,10 +72,24 @@ pub async fn run(client: &Client, out: &mut Output) -> Result<(), Error> {
         ("Kernel", kernel),
         (
             "Kernel writes",
-            format!("{} ({} repairs)", dataplane.writes, dataplane.repairs),
+            format!("{} ({})", dataplane.writes, repairs(&dataplane)),
         ),
         ("Last audit", time::moment(dataplane.last_audit_at.as_ref())),
     ])
+}
+
+/// How often others were corrected, and in what.
+fn repairs(dataplane: &Dataplane) -> String {
+    let mut kinds: Vec<String> = dataplane
+        .repaired
+        .iter()
+        .map(|(kind, count)| format!("{kind} {count}"))
+        .collect();
+    kinds.sort();
+    match kinds.is_empty() {
+        true => format!("{} repairs", dataplane.repairs),
+        false => format!("{} repairs: {}", dataplane.repairs, kinds.join(", ")),
+    }
 }
 
 fn tunnel(tunnel: &Tunnel) -> String {

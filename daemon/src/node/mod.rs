@@ -475,6 +475,7 @@ impl Node {
             | Event::NextHop { .. }
             | Event::Mtu(_)
             | Event::FilterProgrammed
+            | Event::SharedRepaired { .. }
             | Event::FilterRepaired { .. }
             | Event::FilterFailed(_) => {}
         }

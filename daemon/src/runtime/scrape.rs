@@ -9,8 +9,8 @@ use crate::{
     api,
     telemetry::{
         metrics::{
-            Metrics, PeerDirection, PeerFaults, PeerLabel, PeerMessages, PeerPrefixes, PoolLabel,
-            RangeLabel, RangePeers, ReasonLabel, ResultLabel, StateLabel,
+            KindLabel, Metrics, PeerDirection, PeerFaults, PeerLabel, PeerMessages, PeerPrefixes,
+            PoolLabel, RangeLabel, RangePeers, ReasonLabel, ResultLabel, StateLabel,
         },
         serve,
     },
@@ -121,7 +121,13 @@ impl serve::Refresh for Scrape {
                     .set(count(length));
             }
             metrics.dataplane_writes.set(gauge(status.writes));
-            metrics.dataplane_repairs.set(gauge(status.repairs));
+            for (kind, count) in status.mended {
+                let label = KindLabel { kind: kind.name() };
+                metrics
+                    .dataplane_repairs
+                    .get_or_create(&label)
+                    .set(gauge(count));
+            }
             metrics
                 .dataplane_conflicts
                 .set(count(status.conflicts.len()));

@@ -390,6 +390,9 @@ impl Task {
                 Event::Repaired { id, what } => {
                     tracing::warn!(?id, %what, "changed by others, put back");
                 }
+                Event::SharedRepaired { what } => {
+                    tracing::warn!(%what, "changed by others, put back");
+                }
                 Event::FilterRepaired { what } => {
                     tracing::warn!(%what, "nftables changed by others, put back");
                 }

@@ -57,7 +57,7 @@ pub const TABLE: &[Row] = &[
     ("agentd_bgp_route_changes", "counter", "", &[], "Changes of best routes passed on to the dataplane"),
     ("agentd_dataplane_objects", "gauge", "", &["state"], "Objects by state: wanted, pending, failing"),
     ("agentd_dataplane_writes", "gauge", "", &[], "Netlink messages written since the agent's start"),
-    ("agentd_dataplane_repairs", "gauge", "", &[], "Times something of the agent's was changed by others and put back, since its start"),
+    ("agentd_dataplane_repairs", "gauge", "", &["kind"], "Things of the agent's that were changed by others and put back, since its start, by kind"),
     ("agentd_filter_right", "gauge", "", &[], "1 when the nftables table stands as wanted"),
     ("agentd_filter_ports", "gauge", "", &[], "Published ports, counted once for each family"),
     ("agentd_filter_transactions", "gauge", "", &["result"], "Changes of the nftables table since the agent's start, by result: ok, failed"),
@@ -74,6 +74,11 @@ pub struct StateLabel {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct ResultLabel {
     pub result: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct KindLabel {
+    pub kind: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -174,7 +179,7 @@ pub struct Metrics {
     pub route_changes: Counter,
     pub dataplane_objects: Family<StateLabel, Gauge>,
     pub dataplane_writes: Gauge,
-    pub dataplane_repairs: Gauge,
+    pub dataplane_repairs: Family<KindLabel, Gauge>,
     pub dataplane_conflicts: Gauge,
     pub filter_right: Gauge,
     pub filter_ports: Gauge,
@@ -332,6 +337,8 @@ mod tests {
             family: "ipv4-unicast",
             kind: "received",
         }));
+        let kind = KindLabel { kind: "route" };
+        drop(metrics.dataplane_repairs.get_or_create(&kind));
         let result = ResultLabel { result: "ok" };
         drop(metrics.filter_transactions.get_or_create(&result));
         let reason = ReasonLabel { reason: "redirect" };

@@ -79,6 +79,8 @@ struct Commit {
 
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_LAST: Duration = Duration::from_secs(10);
+/// It is read again so long after it was read last.
+const AUDIT: Duration = Duration::from_secs(300);
 /// Elements in one step.
 const CHUNK: usize = 256;
 
@@ -113,6 +115,7 @@ pub struct Filter {
     told: bool,
     attempts: u32,
     retry_at: Option<Instant>,
+    audit_at: Option<Instant>,
     last_id: u64,
     counts: Counts,
     outbox: VecDeque<Output>,
@@ -148,6 +151,7 @@ impl Filter {
             told: false,
             attempts: 0,
             retry_at: None,
+            audit_at: None,
             last_id: 0,
             counts: Counts::default(),
             outbox: VecDeque::new(),
@@ -314,6 +318,7 @@ impl Filter {
                 return;
             }
         };
+        self.audit_at = Some(now + AUDIT);
         self.anew = None;
         self.wrong_rules.clear();
         if self.told && self.seen.is_some() {
@@ -397,12 +402,16 @@ impl Filter {
     }
 
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.retry_at
+        self.retry_at.into_iter().chain(self.audit_at).min()
     }
 
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.retry_at.is_some_and(|at| at <= now) {
             self.retry_at = None;
+        }
+        if self.audit_at.is_some_and(|at| at <= now) {
+            self.audit_at = None;
+            self.must_read = true;
         }
     }
 

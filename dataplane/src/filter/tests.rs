@@ -254,18 +254,18 @@ impl World {
         true
     }
 
-    /// Until nothing is left to do, now or later.
+    /// Until nothing is left to do but to look again in some minutes.
     fn settle(&mut self) -> Vec<Event> {
         for _ in 0..10_000 {
             if self.one() {
                 continue;
             }
             match self.filter.poll_timeout() {
-                Some(at) => {
+                Some(at) if at < self.now + Duration::from_secs(60) => {
                     self.now = at.max(self.now + Duration::from_millis(1));
                     self.filter.handle_timeout(self.now);
                 }
-                None => return std::mem::take(&mut self.events),
+                _ => return std::mem::take(&mut self.events),
             }
         }
         panic!("it never settles");
@@ -408,6 +408,20 @@ fn a_port_moves_between_workloads_in_one_transaction() {
     assert!(events.contains(&Event::Gone("a".into())));
     assert!(events.contains(&Event::Standing("b".into())));
     assert_eq!(world.kernel.writes, writes + 1);
+    world.check();
+}
+
+#[test]
+fn a_change_that_was_never_heard_is_found_after_some_minutes() {
+    let mut world = World::with_settings();
+    world.set("a", 1, &access(&[tcp(80, 80)], &[]));
+    world.settle();
+    world.kernel.table.as_mut().unwrap().chains[0].1 = 1;
+    assert_eq!(world.settle(), []);
+    world.now = world.filter.poll_timeout().unwrap();
+    world.filter.handle_timeout(world.now);
+    let what = "rules of chain source were changed".to_owned();
+    assert_eq!(world.settle(), [Event::Repaired { what }]);
     world.check();
 }
 

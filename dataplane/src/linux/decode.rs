@@ -211,10 +211,15 @@ fn tunnel(payload: &[u8]) -> Option<Tunnel> {
     })
 }
 
-/// RTM_NEWNEIGH or RTM_DELNEIGH about a permanent entry of a forwarding database, by which a tunnel
+/// Whether RTM_NEWNEIGH or RTM_DELNEIGH is about a permanent entry.
+pub(super) fn is_permanent(payload: &[u8]) -> bool {
+    u16_at(payload, 8).is_some_and(|state| state & attribute::NUD_PERMANENT != 0)
+}
+
+/// RTM_NEWNEIGH or RTM_DELNEIGH about an entry of a forwarding database, by which a tunnel
 /// device finds the other end.
 pub(super) fn fdb(payload: &[u8]) -> Option<FdbEntry> {
-    if *payload.first()? != AF_BRIDGE || u16_at(payload, 8)? & attribute::NUD_PERMANENT == 0 {
+    if *payload.first()? != AF_BRIDGE {
         return None;
     }
     let index = u32_at(payload, 4)?;

@@ -18,7 +18,7 @@ use super::{
     },
     socket::{self, Ports},
 };
-use crate::kernel::{Change, PROTOCOL_AGENTD_BGP, Place};
+use crate::kernel::{Change, INDEX_RANGE, PROTOCOL_AGENTD_BGP, Place};
 
 /// Bytes; some ten thousand changes.
 const BUFFER: usize = 16 << 20;
@@ -140,7 +140,11 @@ fn event(namespaces: &Namespaces, nsid: Option<i32>, message: Message<'_>) -> Op
             id: decode::next_hop_id(payload)?,
         },
         kind::NEW_NEIGHBOUR if payload.first() == Some(&AF_BRIDGE) => {
-            Change::Fdb(decode::fdb(payload)?)
+            match decode::is_permanent(payload) {
+                true => Change::Fdb(decode::fdb(payload)?),
+                // It may have been permanent before.
+                false => Change::FdbDeleted(decode::fdb(payload)?),
+            }
         }
         kind::DELETE_NEIGHBOUR if payload.first() == Some(&AF_BRIDGE) => {
             Change::FdbDeleted(decode::fdb(payload)?)
@@ -237,6 +241,13 @@ fn filter(ports: Ports) -> Vec<libc::sock_filter> {
     const LOAD_BYTE: u16 = 0x30;
     const JUMP_EQUAL: u16 = 0x15;
     const JUMP_SET: u16 = 0x45;
+    const JUMP_AT_LEAST: u16 = 0x35;
+    /// Where the highest octet of a neighbour's interface index is.
+    const INDEX_TOP: u32 = if cfg!(target_endian = "little") {
+        23
+    } else {
+        20
+    };
     const RETURN: u16 = 0x06;
     let one = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
     let kind = |kind: u16| u32::from(kind.to_be());
@@ -285,14 +296,17 @@ fn filter(ports: Ports) -> Vec<libc::sock_filter> {
         // What matched the type but no kind of route falls through to the next test, which it
         // fails, and is dropped in the end.
     }
-    // Neighbours: new ones only when permanent; entries that come and go by themselves are of no
+    // Neighbours: permanent ones, and all of links with an index of our making, because one may
+    // have been permanent before; entries that come and go by themselves elsewhere are of no
     // interest. Deleted ones of IPv4 and IPv6; those of forwarding databases when permanent.
     program.extend([
         one(LOAD_HALF, 0, 0, 4),
-        one(JUMP_EQUAL, 0, 4, kind(kind::NEW_NEIGHBOUR)),
+        one(JUMP_EQUAL, 0, 6, kind(kind::NEW_NEIGHBOUR)),
         one(LOAD_HALF, 0, 0, 24),
         // The bridge tool sets another bit beside it.
-        one(JUMP_SET, 0, 1, u32::from(NUD_PERMANENT.to_be())),
+        one(JUMP_SET, 2, 0, u32::from(NUD_PERMANENT.to_be())),
+        one(LOAD_BYTE, 0, 0, INDEX_TOP),
+        one(JUMP_AT_LEAST, 0, 1, INDEX_RANGE.start >> 24),
         keep,
         drop,
     ]);

@@ -343,7 +343,10 @@ impl<'a> Reading<'a> {
                 pipe.encoder.u32(attribute::NDA_IFINDEX, index);
             },
             kind::NEW_NEIGHBOUR,
-            |payload| decode::fdb(payload).filter(|entry| entry.index == index),
+            |payload| {
+                let entry = decode::fdb(payload).filter(|_| decode::is_permanent(payload));
+                entry.filter(|entry| entry.index == index)
+            },
         )
     }
 

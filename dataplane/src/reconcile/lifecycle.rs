@@ -20,10 +20,10 @@ use super::{
     Reconciler,
     attach::{Difference, Spec, Want, object_id},
     table::LINK,
-    values::{host_interface, is_link_of, single},
+    values::{What, host_interface, in_words, is_link_of, single, what},
 };
 use crate::{
-    desired::{Detail, Event, FailureKind},
+    desired::{Detail, Event, FailureKind, Kind},
     kernel::{LinkChange, Op, OpError, Place, Snapshot},
 };
 
@@ -44,7 +44,7 @@ pub(super) struct State {
     told: Option<Detail>,
     /// Somebody changed it after it was right: what is written now is a repair.
     disturbed: bool,
-    repaired: Vec<String>,
+    repaired: Vec<What>,
     tries: u8,
     pub(super) create_tries: u8,
     pub(super) last_error: Option<OpError>,
@@ -330,7 +330,8 @@ impl Reconciler {
             self.forget_link(index);
             self.bind(id, 0, 0);
             if let Some(state) = self.workloads.get_mut(id) {
-                state.repaired.push("link".to_owned());
+                let kind = state.spec.link_kind();
+                state.repaired.push(what(kind, "link (missing)"));
             }
             self.stage(id, Stage::Create);
             return;
@@ -343,7 +344,8 @@ impl Reconciler {
         if has_peer && !inside.links.iter().any(|link| link.index == peer) {
             // The namespace is another one than that in which the link was made.
             if let Some(state) = self.workloads.get_mut(id) {
-                state.repaired.push("link, which led elsewhere".to_owned());
+                let text = "link (led to another namespace)";
+                state.repaired.push(what(Kind::Link, text));
             }
             self.stage(id, Stage::Unlink);
             return;
@@ -362,7 +364,8 @@ impl Reconciler {
         let Some(state) = self.workloads.get_mut(id) else {
             return;
         };
-        state.repaired.push("link, which was renamed".to_owned());
+        let kind = state.spec.link_kind();
+        state.repaired.push(what(kind, "link (renamed)"));
         state.tries += 1;
         if state.tries > 1 {
             self.stage(id, Stage::Unlink);
@@ -395,7 +398,12 @@ impl Reconciler {
                 continue;
             }
             routes_right = false;
-            difference.what.push(format!("route {prefix}"));
+            let found = match self.table.get(&prefix).seen {
+                super::table::NONE => "missing",
+                _ => "led elsewhere",
+            };
+            let text = format!("route {prefix} ({found})");
+            difference.what.push(what(Kind::Route, text));
             if let Some(foreign) = self.table.foreign_on_key(&prefix) {
                 difference.conflict = Some(format!(
                     "route {prefix}: a route of protocol {} stands there",
@@ -411,15 +419,15 @@ impl Reconciler {
             self.programmed(id);
             return;
         }
-        let what = difference.what.join(", ");
+        let words = in_words(&difference.what);
         let tries = state.tries;
         // Without IPv6, what belongs to it could not be written at first.
         let forgiven = tries == 0 && difference.switches_ipv6_on();
         if let Some(error) = state.last_error.clone().filter(|_| !forgiven) {
             let kind = kind_of(&error, false);
-            self.fail_workload(id, kind, format!("{what}: {}", error.text));
+            self.fail_workload(id, kind, format!("{words}: {}", error.text));
         } else if tries >= MAX_TRIES {
-            let text = format!("{what}: not as it was written, {tries} times");
+            let text = format!("{words}: not as it was written, {tries} times");
             self.fail_workload(id, FailureKind::Kernel, text);
         } else {
             if let Some(state) = self.workloads.get_mut(id) {
@@ -488,13 +496,13 @@ impl Reconciler {
         state.last_error = None;
         let again = std::mem::take(&mut state.again);
         let what = std::mem::take(&mut state.repaired);
-        if std::mem::take(&mut state.disturbed) && !what.is_empty() {
-            self.repairs += 1;
-            self.events.push_back(Event::Repaired {
-                id: object.clone(),
-                what: what.join(", "),
-            });
+        let disturbed = std::mem::take(&mut state.disturbed);
+        if disturbed && !what.is_empty() {
+            self.tell_repair(Some(object.clone()), &what);
         }
+        let Some(state) = self.workloads.get_mut(id) else {
+            return;
+        };
         if failed || state.told.as_ref() != Some(&detail) {
             state.told = Some(detail.clone());
             self.events

@@ -50,11 +50,12 @@ use self::{
     retry::jitter,
     table::{Hash, NONE, Table},
     tunnel::Tunnels,
+    values::What,
 };
 
 pub use self::view::{Hop, KernelRoute, Lookup, NextHopView, ObjectStatus, Status, TunnelView};
 use crate::{
-    desired::{Event, Failure, Object, ObjectId, Source, Via},
+    desired::{Event, Failure, Kind, Object, ObjectId, Source, Via},
     kernel::{
         Address, Change, Link, NextHop, Op, OpError, OpResult, PROTOCOL_AGENTD_BGP, Place, Query,
         Resilient, Snapshot,
@@ -175,7 +176,12 @@ pub struct Reconciler {
     unread: Vec<IpNet>,
     /// Routes of which the kernel says that they exist, and then does not show any.
     puzzling: HashSet<IpNet, Hash>,
-    spoilt_objects: HashSet<u32, Hash>,
+    /// And how.
+    spoilt_objects: HashMap<u32, &'static str, Hash>,
+    /// Sysctls that are everybody's are to be read.
+    read_globals: bool,
+    /// Workloads that are still to be read by an audit.
+    audit_queue: Vec<Arc<str>>,
     global_writes: Vec<Op>,
     reap: IndexSet<u32, Hash>,
     reap_since: Option<Instant>,
@@ -203,6 +209,8 @@ pub struct Reconciler {
     writes: u64,
     write_errors: u64,
     repairs: u64,
+    /// Things that were repaired, by [`Kind::ALL`].
+    mended: [u64; Kind::ALL.len()],
     swept: u64,
     overruns: u64,
     last_audit: Option<Instant>,
@@ -270,7 +278,9 @@ impl Reconciler {
             route_reads: IndexSet::default(),
             unread: Vec::new(),
             puzzling: HashSet::default(),
-            spoilt_objects: HashSet::default(),
+            spoilt_objects: HashMap::default(),
+            read_globals: false,
+            audit_queue: Vec::new(),
             global_writes: Vec::new(),
             reap: IndexSet::default(),
             reap_since: None,
@@ -294,6 +304,7 @@ impl Reconciler {
             writes: 0,
             write_errors: 0,
             repairs: 0,
+            mended: [0; Kind::ALL.len()],
             swept: 0,
             overruns: 0,
             last_audit: None,
@@ -439,6 +450,22 @@ impl Reconciler {
             }
         }
         self.sweeps.push((source, count));
+    }
+
+    /// Counts and tells what somebody changed and was put back.
+    fn tell_repair(&mut self, id: Option<ObjectId>, list: &[What]) {
+        self.repairs += 1;
+        for mended in list {
+            let position = Kind::ALL.iter().position(|kind| *kind == mended.kind);
+            if let Some(count) = position.and_then(|at| self.mended.get_mut(at)) {
+                *count += 1;
+            }
+        }
+        let what = values::in_words(list);
+        self.events.push_back(match id {
+            Some(id) => Event::Repaired { id, what },
+            None => Event::SharedRepaired { what },
+        });
     }
 
     fn is_synced(&self, source: Source) -> bool {

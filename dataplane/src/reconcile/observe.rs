@@ -10,16 +10,21 @@ use ipnet::IpNet;
 use super::{
     Reconciler,
     resolve::is_usable,
-    table::{LINK, MAIN, MET, NONE, SPOILT, is_own},
-    values::{GLOBAL_SYSCTLS, is_own_link, single},
+    table::{ALTERED, LINK, MAIN, MET, NONE, SPOILT, is_own},
+    values::{GLOBAL_SYSCTLS, is_own_link, single, what},
 };
 use crate::{
-    desired::{Event, Source},
+    desired::{Event, Kind, Source},
     kernel::{
         Address, Change, Link, NextHop, NextHopKind, Op, PROTOCOL_AGENTD_BGP, Place, Route,
         Snapshot, Target,
     },
 };
+
+/// Audits in which every workload is read at least once ...
+const AUDIT_PARTS: usize = 8;
+/// ... and workloads that are read in each, if there are so many.
+const AUDIT_LEAST: usize = 256;
 
 impl Reconciler {
     pub(super) fn link_named(&self, name: &str) -> Option<&Link> {
@@ -233,9 +238,14 @@ impl Reconciler {
     }
 
     /// If what stood at a prefix was as wanted, then what follows is a repair.
-    fn spoil(&mut self, prefix: IpNet, before: u32) {
+    pub(super) fn spoil(&mut self, prefix: IpNet, before: u32) {
         if before != NONE && self.is_wanted(&prefix, before) {
-            self.table.update(&prefix, |entry| entry.flags |= SPOILT);
+            self.table.update(&prefix, |entry| {
+                entry.flags = entry.flags & !ALTERED | SPOILT;
+                if entry.seen != NONE {
+                    entry.flags |= ALTERED;
+                }
+            });
         }
     }
 
@@ -281,7 +291,7 @@ impl Reconciler {
         self.tunnels.dirty = true;
         if self.is_wanted_object(id) {
             if !self.object_matches(id) {
-                self.spoilt_objects.insert(id);
+                self.spoilt_objects.insert(id, "changed");
             }
             self.next_hops.dirty.insert(id);
         } else if own && self.is_synced(Source::Bgp) {
@@ -300,7 +310,7 @@ impl Reconciler {
             Change::NextHop(object) => self.object_changed(object),
             Change::NextHopDeleted { id } => {
                 if self.is_wanted_object(id) && self.object_stands(id) {
-                    self.spoilt_objects.insert(id);
+                    self.spoilt_objects.insert(id, "missing");
                 }
                 self.resolve_dirty = true;
                 self.lose_objects(&[id], true);
@@ -332,6 +342,8 @@ impl Reconciler {
                 }
             }
             Change::Fdb(_) | Change::FdbDeleted(_) => self.tunnel_changed(&change),
+            // Of all interfaces.
+            Change::Netconf { index: 0 } => self.read_globals = true,
             Change::Netconf { index } => {
                 if let Some(id) = self.by_index.get(&index).cloned() {
                     self.read_again(&id, true);
@@ -386,33 +398,45 @@ impl Reconciler {
         self.last_audit = Some(self.now);
         if first {
             self.started = true;
-            for (path, value) in GLOBAL_SYSCTLS {
-                let seen = snapshot.sysctls.iter().find(|(seen, _)| seen == path);
-                let right = match seen {
-                    Some((_, Some(seen))) => seen.trim() == value,
-                    Some((_, None)) => true,
-                    None => false,
-                };
-                if !right {
-                    self.global_writes.push(Op::WriteSysctl {
-                        place: Place::Host,
-                        path: path.to_owned(),
-                        value: value.to_owned(),
-                    });
-                }
-            }
+            self.note_globals(&snapshot.sysctls, false);
             self.events.push_back(Event::Started);
             self.resolve_all();
             self.update_mtu();
             self.replay_early();
             return;
         }
+        self.note_globals(&snapshot.sysctls, true);
         self.reap.retain(|index| self.links.contains_key(index));
         self.wake_awaiting();
         self.audit_workloads(&snapshot.neighbours);
         let links: Vec<Link> = self.links.values().cloned().collect();
         for link in links {
             self.reap_if_stale(&link);
+        }
+    }
+
+    /// Looks at sysctls that are everybody's.
+    pub(super) fn note_globals(&mut self, sysctls: &[(String, Option<String>)], disturbed: bool) {
+        for (path, value) in GLOBAL_SYSCTLS {
+            let seen = sysctls.iter().find(|(seen, _)| seen == path);
+            let seen = match seen {
+                Some((_, Some(seen))) => seen.trim(),
+                // No such file: a kernel without that family.
+                Some((_, None)) => continue,
+                None => "unknown",
+            };
+            if seen == value {
+                continue;
+            }
+            if disturbed {
+                let text = format!("sysctl {path} (was {seen})");
+                self.tell_repair(None, &[what(Kind::Sysctl, text)]);
+            }
+            self.global_writes.push(Op::WriteSysctl {
+                place: Place::Host,
+                path: path.to_owned(),
+                value: value.to_owned(),
+            });
         }
     }
 
@@ -486,6 +510,17 @@ impl Reconciler {
         }
     }
 
+    /// Workloads that are read whole with this audit, whatever the host's dump says: a part of them
+    /// each time, because each costs some dumps of its namespace.
+    fn audit_share(&mut self) -> Vec<Arc<str>> {
+        if self.audit_queue.is_empty() {
+            self.audit_queue = self.workloads.keys().cloned().collect();
+        }
+        let share = (self.workloads.len() / AUDIT_PARTS).max(AUDIT_LEAST);
+        let share = share.min(self.audit_queue.len());
+        self.audit_queue.split_off(self.audit_queue.len() - share)
+    }
+
     /// Looks again at workloads of which the host's side is not as it should be.
     fn audit_workloads(&mut self, neighbours: &[crate::kernel::Neighbour]) {
         let neighbours: hashbrown::HashSet<_> = neighbours.iter().copied().collect();
@@ -515,7 +550,9 @@ impl Reconciler {
                 wrong.push(id.clone());
             }
         }
-        self.read_inside = false;
+        if !std::mem::take(&mut self.read_inside) {
+            wrong.append(&mut self.audit_share());
+        }
         for id in wrong {
             self.read_again(&id, true);
         }

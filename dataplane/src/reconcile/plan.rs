@@ -15,7 +15,7 @@ use ipnet::IpNet;
 
 use super::{
     BatchId, Output, QueryId, Reconciler,
-    attach::Difference,
+    attach::{Difference, LOOPBACK},
     lifecycle::{Reading, Stage},
     table::{Code, Hash, LINK},
     tunnel::Device,
@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     desired::FailureKind,
-    kernel::{NextHop, Op, Place, Query},
+    kernel::{INDEX_RANGE, NextHop, Op, Place, Query},
 };
 
 /// Workloads that one round writes or reads.
@@ -33,9 +33,6 @@ const WORKLOADS_PER_ROUND: usize = 32;
 pub(super) const ROUTES_PER_BATCH: usize = 4096;
 /// Routes that one query looks up.
 const ROUTES_PER_QUERY: usize = 1024;
-/// Interface indexes of our making: high, so that they never meet those of others, which count up
-/// from 1.
-const INDEX_RANGE: std::ops::Range<u32> = 0x2000_0000..0x7fff_0000;
 
 #[derive(Debug, Default)]
 pub(super) enum Round {
@@ -75,7 +72,9 @@ pub(super) enum Asked {
     Link(Arc<str>),
     Inside(Arc<str>),
     Routes(Vec<IpNet>),
-    Tunnel,
+    /// Index of its device.
+    Tunnel(u32),
+    Globals,
 }
 
 #[derive(Default)]
@@ -190,8 +189,17 @@ impl Reconciler {
                     neighbours: Vec::new(),
                     sysctls: device.sysctls().into_iter().map(|(path, _)| path).collect(),
                 };
-                self.ask(&mut waiting, Asked::Tunnel, query);
+                self.ask(&mut waiting, Asked::Tunnel(index), query);
             }
+        }
+        if std::mem::take(&mut self.read_globals) {
+            let query = Query::Link {
+                place: Place::Host,
+                index: LOOPBACK,
+                neighbours: Vec::new(),
+                sysctls: GLOBAL_SYSCTLS.map(|(path, _)| path.to_owned()).into(),
+            };
+            self.ask(&mut waiting, Asked::Globals, query);
         }
         if !self.route_reads.is_empty() {
             let count = self.route_reads.len().min(ROUTES_PER_QUERY);

@@ -10,8 +10,12 @@ use super::{
     lifecycle::{Reading, Stage, kind_of},
     plan::{Asked, Tag},
     table::{BLACKHOLE, Code, Hash, NONE},
+    values::what,
 };
-use crate::kernel::{NextHop, OpError, OpResult, Snapshot};
+use crate::{
+    desired::Kind,
+    kernel::{NextHop, OpError, OpResult, Snapshot},
+};
 
 impl Reconciler {
     pub(super) fn finish_apply(&mut self, tags: Vec<Tag>, results: Vec<OpResult>) {
@@ -224,8 +228,9 @@ impl Reconciler {
                 self.tunnels.dirty = true;
                 let own = self.is_wanted_object(id);
                 self.seen_next_hops.insert(id, object);
-                if self.spoilt_objects.remove(&id) {
-                    self.repairs += 1;
+                if let Some(found) = self.spoilt_objects.remove(&id) {
+                    let text = format!("nexthop object {id} ({found})");
+                    self.tell_repair(None, &[what(Kind::NextHop, text)]);
                 }
                 if own {
                     self.release_held(id);
@@ -279,8 +284,14 @@ impl Reconciler {
             Asked::Inside(id) => {
                 readings.entry(id).or_default().inside = Some(answer);
             }
-            Asked::Tunnel => match answer {
-                Ok(snapshot) => self.tunnel_read(&snapshot.sysctls),
+            Asked::Tunnel(index) => match answer {
+                Ok(snapshot) if snapshot.links.iter().any(|link| link.index == index) => {
+                    self.tunnel_read(&snapshot.sysctls);
+                }
+                Ok(_) => self.tunnel_lost(index),
+                Err(error) if matches!(error.errno, libc::ENODEV | libc::ENXIO) => {
+                    self.tunnel_lost(index);
+                }
                 // What is wrong shows in the next audit.
                 Err(error) => tracing::debug!(%error, "cannot read a tunnel device"),
             },
@@ -291,6 +302,11 @@ impl Reconciler {
                     self.overruns += 1;
                     self.refresh_failed();
                 }
+            },
+            Asked::Globals => match answer {
+                Ok(snapshot) => self.note_globals(&snapshot.sysctls, true),
+                // What is wrong shows in the next audit.
+                Err(error) => tracing::debug!(%error, "cannot read sysctls"),
             },
             Asked::Routes(prefixes) => match answer {
                 Ok(snapshot) => self.absorb_routes(&prefixes, snapshot.routes),

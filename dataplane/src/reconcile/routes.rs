@@ -9,11 +9,11 @@ use super::{
     Reconciler,
     lifecycle::Stage,
     plan::{Batch, ROUTES_PER_BATCH, Tag},
-    table::{BLACKHOLE, Code, Hash, LINK, NONE, OTHER, QUEUED, SPOILT, route_of},
-    values::single,
+    table::{ALTERED, BLACKHOLE, Code, Hash, LINK, NONE, OTHER, QUEUED, SPOILT, route_of},
+    values::{single, what},
 };
 use crate::{
-    desired::{Detail, Event, FailureKind, ObjectId, Source},
+    desired::{Detail, Event, FailureKind, Kind, ObjectId, Source},
     kernel::{NextHopKind, Op, PROTOCOL_AGENTD_BGP, Place, Route},
 };
 
@@ -196,10 +196,12 @@ impl Reconciler {
                 if wrong {
                     self.read_again(&id, entry.flags & SPOILT != 0);
                 }
-                self.table.update(&prefix, |entry| entry.flags &= !SPOILT);
+                self.table
+                    .update(&prefix, |entry| entry.flags &= !(SPOILT | ALTERED));
             }
             Wanted::Nothing => {
-                self.table.update(&prefix, |entry| entry.flags &= !SPOILT);
+                self.table
+                    .update(&prefix, |entry| entry.flags &= !(SPOILT | ALTERED));
                 if entry.seen != NONE && self.is_synced(self.source_of(&prefix, entry.seen)) {
                     self.deletes.push(prefix);
                 }
@@ -345,12 +347,19 @@ impl Reconciler {
         let object = self.route_object(prefix);
         let failed = !self.failures.is_empty() && self.failures.remove(&object).is_some();
         if entry.flags & SPOILT != 0 {
-            self.table.update(&prefix, |entry| entry.flags &= !SPOILT);
-            self.repairs += 1;
-            self.events.push_back(Event::Repaired {
-                id: object.clone(),
-                what: format!("route {prefix}"),
-            });
+            self.table
+                .update(&prefix, |entry| entry.flags &= !(SPOILT | ALTERED));
+            let kind = match object {
+                ObjectId::Blackhole(_) => Kind::Blackhole,
+                ObjectId::Route(_) => Kind::LearnedRoute,
+                _ => Kind::Route,
+            };
+            let found = match entry.flags & ALTERED {
+                0 => "missing",
+                _ => "led elsewhere",
+            };
+            let text = format!("route {prefix} ({found})");
+            self.tell_repair(Some(object.clone()), &[what(kind, text)]);
         }
         let told = match self.blackholes.get_mut(&prefix) {
             Some(told) => std::mem::replace(told, true),
@@ -390,8 +399,8 @@ impl Reconciler {
                 self.see_route(route);
             }
             let entry = self.table.get(prefix);
-            if before != NONE && entry.seen != before && self.is_wanted(prefix, before) {
-                self.table.update(prefix, |entry| entry.flags |= SPOILT);
+            if entry.seen != before {
+                self.spoil(*prefix, before);
             }
             self.queue(*prefix);
         }

@@ -30,6 +30,8 @@ pub(super) const QUEUED: u8 = 1;
 pub(super) const MET: u8 = 2;
 /// The route was as wanted, and somebody changed it.
 pub(super) const SPOILT: u8 = 4;
+/// With the former: it was not deleted, but led elsewhere.
+pub(super) const ALTERED: u8 = 8;
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Entry {

@@ -32,9 +32,10 @@ use super::{
     Reconciler,
     resolve::{Resolved, is_usable},
     table::Hash,
+    values::What,
 };
 use crate::{
-    desired::{self, Encapsulation, Event, ObjectId, Scope, Via},
+    desired::{self, Encapsulation, ObjectId, Scope, Via},
     kernel::{
         Change, FdbEntry, Gateway, Link, Neighbour, NextHopKind, TUNNEL_ALIAS, TUNNEL_PREFIX,
         Tunnel,
@@ -182,7 +183,7 @@ pub(super) struct Tunnels {
     pub(super) dirty: bool,
     /// Somebody else changed something: what is written next is a repair.
     pub(super) disturbed: bool,
-    pub(super) repairing: Vec<String>,
+    pub(super) repairing: Vec<What>,
 }
 
 impl Tunnels {
@@ -564,6 +565,14 @@ impl Reconciler {
                 let key = (entry.index, entry.mac);
                 (entry.index, self.tunnels.fdb.remove(&key).is_some())
             }
+            // What is not permanent any more is as good as gone.
+            Change::Neighbour(neighbour) if !neighbour.permanent => {
+                let key = (neighbour.index, neighbour.address);
+                (
+                    neighbour.index,
+                    self.tunnels.neighbours.remove(&key).is_some(),
+                )
+            }
             Change::Neighbour(neighbour) => {
                 let key = (neighbour.index, neighbour.address);
                 (
@@ -646,6 +655,14 @@ impl Reconciler {
         }
     }
 
+    /// A device is gone, of which the kernel has not told yet.
+    pub(super) fn tunnel_lost(&mut self, index: u32) {
+        if self.tunnel_of(index).is_some() {
+            self.forget_link(index);
+            self.look_at_tunnels(true);
+        }
+    }
+
     /// When the first device is to go of those that stand and are not wanted.
     pub(super) fn tunnel_timeout(&self) -> Option<Instant> {
         let since = self.tunnels.devices.iter();
@@ -679,12 +696,8 @@ impl Reconciler {
         if self.tunnels.repairing.is_empty() {
             return;
         }
-        let what = std::mem::take(&mut self.tunnels.repairing).join(", ");
-        self.repairs += 1;
-        self.events.push_back(Event::Repaired {
-            id: ObjectId::Tunnels,
-            what,
-        });
+        let what = std::mem::take(&mut self.tunnels.repairing);
+        self.tell_repair(Some(ObjectId::Tunnels), &what);
     }
 
     pub(super) fn has_tunnel_address(&self, index: u32, wanted: &IpNet) -> bool {

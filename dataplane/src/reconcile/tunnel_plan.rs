@@ -11,9 +11,10 @@ use super::{
     plan::{Batch, Tag},
     results::ignore_gone,
     tunnel::{Device, WantDevice, is_own_tunnel},
+    values::{What, link_changes, mac_text, what},
 };
 use crate::{
-    desired::{FailureKind, ObjectId, Source},
+    desired::{FailureKind, Kind, ObjectId, Source},
     kernel::{
         Address, CreateTunnel, FdbEntry, Link, LinkChange, LinkKind, Neighbour, Op, OpError,
         OpResult, Place, TUNNEL_ALIAS, Tunnel,
@@ -54,12 +55,19 @@ impl Part {
 #[derive(Default)]
 struct Plan {
     ops: Vec<(Op, Part)>,
-    what: Vec<String>,
+    what: Vec<What>,
 }
 
 impl Plan {
-    fn push(&mut self, what: impl Into<String>, op: Op, part: Part) {
-        self.what.push(what.into());
+    fn push(&mut self, text: impl Into<String>, op: Op, part: Part) {
+        let kind = match part {
+            Part::Create(..) | Part::Delete(_) | Part::Link(..) => Kind::Tunnel,
+            Part::Address(..) => Kind::Address,
+            Part::Sysctl(..) => Kind::Sysctl,
+            Part::Fdb(..) | Part::DeleteFdb(..) => Kind::Forwarding,
+            Part::Neighbour(..) | Part::DeleteNeighbour(..) => Kind::Neighbour,
+        };
+        self.what.push(what(kind, text));
         self.ops.push((op, part));
     }
 }
@@ -116,7 +124,7 @@ impl Reconciler {
                 self.block(device, FailureKind::Conflict, text);
             }
             Some(link) if link.tunnel != Some(wanted.tunnel) => {
-                let what = format!("parameters of {}", link.name);
+                let what = format!("{} (other parameters)", link.name);
                 let op = Op::DeleteLinks(vec![link.index]);
                 plan.push(what, op, Part::Delete(link.index));
             }
@@ -157,7 +165,7 @@ impl Reconciler {
             tunnel: wanted.tunnel,
         }));
         let part = Part::Create(device, Box::new(link.clone()));
-        plan.push(device.name(), op, part);
+        plan.push(format!("{} (missing)", device.name()), op, part);
         for (path, _) in device.sysctls() {
             self.tunnels.sysctls.remove(&path);
         }
@@ -188,7 +196,8 @@ impl Reconciler {
                 place: place(),
                 link: change.clone(),
             };
-            plan.push(device.name(), op, Part::Link(device, change));
+            let text = format!("{} ({})", device.name(), link_changes(&change, link));
+            plan.push(text, op, Part::Link(device, change));
         }
         for (path, value) in device.sysctls() {
             let right = match self.tunnels.sysctls.get(&path) {
@@ -203,7 +212,9 @@ impl Reconciler {
                     path: path.clone(),
                     value: value.to_owned(),
                 };
-                let what = format!("sysctl {path}");
+                let seen = self.tunnels.sysctls.get(&path).cloned().flatten();
+                let seen = seen.map_or_else(|| "unknown".to_owned(), |seen| format!("was {seen}"));
+                let what = format!("sysctl {path} ({seen})");
                 plan.push(what, op, Part::Sysctl(device, path, value));
             }
         }
@@ -217,7 +228,7 @@ impl Reconciler {
                 place: place(),
                 address,
             };
-            let what = format!("address {} of {}", address.net, device.name());
+            let what = format!("address {} of {} (missing)", address.net, device.name());
             plan.push(what, op, Part::Address(device, address));
         }
     }
@@ -229,7 +240,11 @@ impl Reconciler {
         for &(mac, remote) in &entries {
             let entry = FdbEntry { index, mac, remote };
             if self.tunnels.fdb.get(&(index, mac)) != Some(&entry) {
-                let what = format!("entry for {remote} of {name}");
+                let seen = match self.tunnels.fdb.get(&(index, mac)) {
+                    Some(seen) => format!("led to {}", seen.remote),
+                    None => "missing".to_owned(),
+                };
+                let what = format!("entry for {remote} of {name} ({seen})");
                 plan.push(what, Op::ReplaceFdb(entry), Part::Fdb(device, entry));
             }
         }
@@ -246,7 +261,11 @@ impl Reconciler {
                     place: place(),
                     neighbour,
                 };
-                let what = format!("neighbour {address} of {name}");
+                let seen = match self.tunnels.neighbours.get(&(index, address)) {
+                    Some(seen) => format!("was {}", mac_text(*seen)),
+                    None => "missing".to_owned(),
+                };
+                let what = format!("neighbour {address} of {name} ({seen})");
                 plan.push(what, op, Part::Neighbour(device, neighbour));
             }
         }
@@ -394,6 +413,11 @@ impl Reconciler {
             Part::Create(..) if error.errno == libc::EEXIST => {
                 let text = format!("{}: another device is in the way", error.text);
                 self.block(device, FailureKind::Conflict, text);
+            }
+            // What was on it went before it: that was told first.
+            _ if matches!(error.errno, libc::ENODEV | libc::ENXIO) => {
+                self.tunnels.device(device).read = true;
+                self.tunnels.disturbed = true;
             }
             _ => self.block(device, kind_of(error, false), error.text.to_string()),
         }

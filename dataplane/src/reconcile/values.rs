@@ -5,9 +5,12 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 
-use crate::kernel::{
-    ALIAS_PREFIX, BRIDGE_ALIAS_PREFIX, GATEWAY_V4, GATEWAY_V6, HOST_MAC, INTERFACE_PREFIX, Link,
-    LinkKind,
+use crate::{
+    desired::Kind,
+    kernel::{
+        ALIAS_PREFIX, BRIDGE_ALIAS_PREFIX, GATEWAY_V4, GATEWAY_V6, HOST_MAC, INTERFACE_PREFIX,
+        Link, LinkChange, LinkKind,
+    },
 };
 
 /// `agt` and the first 11 hexadecimal digits of SHA-256 of the workload's id.
@@ -104,3 +107,53 @@ pub(super) const GLOBAL_SYSCTLS: [(&str, &str); 2] = [
     ("net/ipv4/ip_forward", "1"),
     ("net/ipv6/conf/all/forwarding", "1"),
 ];
+
+/// Something that is not as it should be, in words, and what sort of thing it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct What {
+    pub(super) kind: Kind,
+    pub(super) text: String,
+}
+
+pub(super) fn what(kind: Kind, text: impl Into<String>) -> What {
+    What {
+        kind,
+        text: text.into(),
+    }
+}
+
+pub(super) fn in_words(list: &[What]) -> String {
+    let texts: Vec<&str> = list.iter().map(|what| what.text.as_str()).collect();
+    texts.join(", ")
+}
+
+/// As `ip` writes it.
+pub(super) fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|octet| format!("{octet:02x}")).join(":")
+}
+
+/// What is changed at a link, and what it was before; empty when nothing is.
+pub(super) fn link_changes(change: &LinkChange, seen: &Link) -> String {
+    let parts = [
+        change.up.map(|_| "down".to_owned()),
+        change.mtu.map(|_| format!("MTU was {}", seen.mtu)),
+        change.mac.map(|_| match seen.mac {
+            Some(mac) => format!("MAC address was {}", mac_text(mac)),
+            None => "no MAC address".to_owned(),
+        }),
+        change.alias.as_ref().map(|_| match &seen.alias {
+            Some(alias) => format!("alias was {alias}"),
+            None => "no alias".to_owned(),
+        }),
+        change.master.map(|_| match seen.master {
+            Some(master) => format!("bridge was that of index {master}"),
+            None => "on no bridge".to_owned(),
+        }),
+        change
+            .name
+            .as_ref()
+            .map(|_| format!("name was {}", seen.name)),
+    ];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    parts.join(", ")
+}

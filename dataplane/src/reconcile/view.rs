@@ -6,7 +6,9 @@ use ipnet::IpNet;
 
 use super::{Reconciler, attach::key_of, lifecycle::Stage, table::NONE};
 use crate::{
-    desired::{Detail, Encapsulation, Failure, FailureKind, NextHopState, ObjectId, PoolTunnel},
+    desired::{
+        Detail, Encapsulation, Failure, FailureKind, Kind, NextHopState, ObjectId, PoolTunnel,
+    },
     kernel::{PROTOCOL_AGENTD_BGP, Target},
 };
 
@@ -35,6 +37,8 @@ pub struct Status {
     pub write_errors: u64,
     /// Times something of ours was found changed by others and put back.
     pub repairs: u64,
+    /// Things that were put back, by kind.
+    pub mended: Vec<(Kind, u64)>,
     /// Stale objects of earlier runs that were deleted.
     pub swept: u64,
     /// Links whose routes are gone and that wait to be deleted.
@@ -165,6 +169,7 @@ impl Reconciler {
             writes: self.writes,
             write_errors: self.write_errors,
             repairs: self.repairs,
+            mended: Kind::ALL.into_iter().zip(self.mended).collect(),
             swept: self.swept,
             links_to_reap: self.reap.len(),
             overruns: self.overruns,

@@ -10,6 +10,7 @@
 //! * [`rival`]: the daemons of a comparison, each started with the same task
 //! * [`passing`]: routes from one neighbour to all others
 //! * [`repair`]: how long the kernel is not as it should be after somebody spoilt it
+//! * [`spoilings`]: every way to do that
 //! * [`scale`]: many workloads
 //! * [`report`]: tables on the terminal and in `docs/benchmarks`
 
@@ -24,6 +25,7 @@ pub mod report;
 pub mod rival;
 pub mod routes;
 pub mod scale;
+pub mod spoilings;
 
 use std::time::Duration;
 

@@ -1,8 +1,12 @@
 //! The difference between what is wanted at both ends of a link and what was read of them.
 
-use super::{LOOPBACK, Want};
-use crate::kernel::{
-    Address, Change, Link, LinkChange, Neighbour, Op, Place, Route, Snapshot, Target,
+use super::{
+    super::values::{What, link_changes, mac_text, what},
+    LOOPBACK, Want,
+};
+use crate::{
+    desired::Kind,
+    kernel::{Address, Change, Link, LinkChange, Neighbour, Op, Place, Route, Snapshot, Target},
 };
 
 /// What has to be written, and in which words to tell of it.
@@ -12,7 +16,7 @@ pub(in super::super) struct Difference {
     pub(in super::super) inside: Vec<Op>,
     /// Foreign objects that stand in the way.
     pub(in super::super) conflict: Option<String>,
-    pub(in super::super) what: Vec<String>,
+    pub(in super::super) what: Vec<What>,
 }
 
 impl Difference {
@@ -80,13 +84,9 @@ impl Want<'_> {
             return;
         }
         if let Some(link) = seen.links.iter().find(|link| link.index == self.index) {
-            set_link(
-                Place::Host,
-                self.host_link_difference(link),
-                "host link",
-                &mut plan.host,
-                &mut plan.what,
-            );
+            let kind = self.spec.link_kind();
+            let change = self.host_link_difference(link);
+            set_link(Place::Host, change, (kind, "host link", link), plan);
         }
         write_sysctls(
             &Place::Host,
@@ -97,8 +97,8 @@ impl Want<'_> {
         );
         for address in self.host_addresses() {
             if !has_address(seen, &address) {
-                plan.what
-                    .push(format!("address {} of the host's end", address.net));
+                let text = format!("address {} of the host's end (missing)", address.net);
+                plan.what.push(what(Kind::Address, text));
                 plan.host.push(Op::AddAddress {
                     place: Place::Host,
                     address,
@@ -107,7 +107,9 @@ impl Want<'_> {
         }
         for neighbour in self.host_neighbours() {
             if !seen.neighbours.contains(&neighbour) {
-                plan.what.push(format!("neighbour {}", neighbour.address));
+                let found = found(seen, &neighbour);
+                let text = format!("neighbour {} ({found})", neighbour.address);
+                plan.what.push(what(Kind::Neighbour, text));
                 plan.host.push(Op::ReplaceNeighbour {
                     place: Place::Host,
                     neighbour,
@@ -122,7 +124,7 @@ impl Want<'_> {
         };
         let seen_link = |index: u32| seen.links.iter().find(|link| link.index == index);
         if !seen_link(LOOPBACK).is_some_and(|link| link.up) {
-            plan.what.push("lo inside".to_owned());
+            plan.what.push(what(Kind::Link, "lo inside (down)"));
             plan.inside.push(Op::SetLink {
                 place: place.clone(),
                 link: LinkChange {
@@ -144,14 +146,19 @@ impl Want<'_> {
                 name: (link.name != name).then(|| name.to_owned()),
                 ..self.inside_link_difference(link)
             };
-            let Difference { inside, what, .. } = plan;
-            set_link(place.clone(), change, "link inside", inside, what);
+            set_link(
+                place.clone(),
+                change,
+                (Kind::Link, "link inside", link),
+                plan,
+            );
         }
         let sysctls = self.inside_sysctls();
         write_sysctls(&place, sysctls, seen, &mut plan.inside, &mut plan.what);
         for address in self.inside_addresses() {
             if !has_address(seen, &address) {
-                plan.what.push(format!("address {} inside", address.net));
+                let text = format!("address {} inside (missing)", address.net);
+                plan.what.push(what(Kind::Address, text));
                 plan.inside.push(Op::AddAddress {
                     place: place.clone(),
                     address,
@@ -160,8 +167,9 @@ impl Want<'_> {
         }
         for neighbour in self.inside_neighbours() {
             if !seen.neighbours.contains(&neighbour) {
-                plan.what
-                    .push(format!("neighbour {} inside", neighbour.address));
+                let found = found(seen, &neighbour);
+                let text = format!("neighbour {} inside ({found})", neighbour.address);
+                plan.what.push(what(Kind::Neighbour, text));
                 plan.inside.push(Op::ReplaceNeighbour {
                     place: place.clone(),
                     neighbour,
@@ -193,7 +201,12 @@ impl Want<'_> {
                 ));
                 continue;
             }
-            plan.what.push(text);
+            let found = match on_key.is_empty() {
+                true => "missing",
+                false => "changed",
+            };
+            let text = format!("{text} ({found})");
+            plan.what.push(what(Kind::Route, text));
             let place = place.clone();
             plan.inside.push(if on_key.is_empty() {
                 Op::AddRoute { place, route }
@@ -252,30 +265,32 @@ fn has_neighbour(list: &[Neighbour], neighbour: &Neighbour) -> bool {
         .any(|one| one.index == neighbour.index && one.address == neighbour.address)
 }
 
-fn set_link(
-    place: Place,
-    link: LinkChange,
-    whose: &str,
-    ops: &mut Vec<Op>,
-    what: &mut Vec<String>,
-) {
-    let parts = [
-        (link.up.is_some(), "down"),
-        (link.mtu.is_some(), "MTU"),
-        (link.mac.is_some(), "MAC address"),
-        (link.alias.is_some(), "alias"),
-        (link.master.is_some(), "bridge"),
-        (link.name.is_some(), "name"),
-    ];
-    let changed: Vec<&str> = parts
-        .iter()
-        .filter(|(changed, _)| *changed)
-        .map(|(_, name)| *name)
-        .collect();
-    if !changed.is_empty() {
-        what.push(format!("{whose} ({})", changed.join(", ")));
-        ops.push(Op::SetLink { place, link });
+/// What stands where that neighbour should.
+fn found(seen: &Snapshot, wanted: &Neighbour) -> String {
+    let there = (seen.neighbours.iter())
+        .find(|one| one.index == wanted.index && one.address == wanted.address);
+    match there {
+        Some(there) if there.mac != wanted.mac => format!("was {}", mac_text(there.mac)),
+        Some(_) => "not permanent".to_owned(),
+        None => "missing".to_owned(),
     }
+}
+
+fn set_link(place: Place, change: LinkChange, of: (Kind, &str, &Link), plan: &mut Difference) {
+    let (kind, whose, seen) = of;
+    let changes = link_changes(&change, seen);
+    if changes.is_empty() {
+        return;
+    }
+    plan.what.push(what(kind, format!("{whose} ({changes})")));
+    let ops = match place {
+        Place::Host => &mut plan.host,
+        Place::Netns(_) => &mut plan.inside,
+    };
+    ops.push(Op::SetLink {
+        place,
+        link: change,
+    });
 }
 
 fn write_sysctls(
@@ -283,7 +298,7 @@ fn write_sysctls(
     wanted: Vec<(String, &'static str)>,
     seen: &Snapshot,
     ops: &mut Vec<Op>,
-    what: &mut Vec<String>,
+    list: &mut Vec<What>,
 ) {
     for (path, value) in wanted {
         let right = match seen.sysctls.iter().find(|(seen, _)| *seen == path) {
@@ -293,7 +308,10 @@ fn write_sysctls(
             None => false,
         };
         if !right {
-            what.push(format!("sysctl {path}"));
+            let found = seen.sysctls.iter().find(|(seen, _)| *seen == path);
+            let found = found.and_then(|(_, value)| value.as_deref()).map(str::trim);
+            let text = format!("sysctl {path} (was {})", found.unwrap_or("unknown"));
+            list.push(what(Kind::Sysctl, text));
             ops.push(Op::WriteSysctl {
                 place: place.clone(),
                 path,

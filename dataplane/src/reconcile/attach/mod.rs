@@ -24,12 +24,12 @@ use super::values::{
     BRIDGE_KEY, host_interface, is_link_of, names, port_mac, single, workload_mac,
 };
 use crate::{
-    desired::{Attachment, Bridge, Inside, Netns, ObjectId, Workload},
+    desired::{Attachment, Bridge, Inside, Kind, Netns, ObjectId, Workload},
     kernel::{Address, HOST_MAC, Link, LinkKind, Neighbour, Op, Place, Query, Route, Snapshot},
 };
 
 /// Index of `lo` in every namespace.
-const LOOPBACK: u32 = 1;
+pub(super) const LOOPBACK: u32 = 1;
 
 /// Something with a link of ours, or a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +44,14 @@ impl Spec {
         match self {
             Spec::Workload(workload) => workload.id.clone(),
             Spec::Bridge(bridge) => bridge_key(&bridge.name),
+        }
+    }
+
+    /// For counts of repairs.
+    pub(super) fn link_kind(&self) -> Kind {
+        match self {
+            Spec::Workload(_) => Kind::Link,
+            Spec::Bridge(_) => Kind::Bridge,
         }
     }
 
@@ -176,7 +184,7 @@ pub(super) struct Want<'a> {
 
 /// The ways to be attached, with what belongs to each.
 #[derive(Clone, Copy, Debug)]
-enum Kind<'a> {
+enum Way<'a> {
     Routed(&'a Inside),
     Tap(&'a crate::desired::Tap),
     Bridged(&'a Inside),
@@ -185,15 +193,15 @@ enum Kind<'a> {
 }
 
 impl<'a> Want<'a> {
-    fn kind(&self) -> Kind<'a> {
+    fn kind(&self) -> Way<'a> {
         match self.spec {
             Spec::Workload(workload) => match &workload.attachment {
-                Attachment::Routed(inside) => Kind::Routed(inside),
-                Attachment::Tap(tap) => Kind::Tap(tap),
-                Attachment::Bridged { inside, .. } => Kind::Bridged(inside),
-                Attachment::Loopback(_) => Kind::Loopback,
+                Attachment::Routed(inside) => Way::Routed(inside),
+                Attachment::Tap(tap) => Way::Tap(tap),
+                Attachment::Bridged { inside, .. } => Way::Bridged(inside),
+                Attachment::Loopback(_) => Way::Loopback,
             },
-            Spec::Bridge(bridge) => Kind::Bridge(bridge),
+            Spec::Bridge(bridge) => Way::Bridge(bridge),
         }
     }
 
@@ -218,9 +226,9 @@ impl<'a> Want<'a> {
 
     fn mac(&self) -> [u8; 6] {
         match self.kind() {
-            Kind::Routed(_) | Kind::Tap(_) | Kind::Loopback => HOST_MAC,
-            Kind::Bridged(_) => port_mac(&self.id()),
-            Kind::Bridge(bridge) => super::values::bridge_mac(&bridge.name),
+            Way::Routed(_) | Way::Tap(_) | Way::Loopback => HOST_MAC,
+            Way::Bridged(_) => port_mac(&self.id()),
+            Way::Bridge(bridge) => super::values::bridge_mac(&bridge.name),
         }
     }
 
@@ -231,11 +239,11 @@ impl<'a> Want<'a> {
     /// The operation that makes its link; `None`: it has none.
     pub(super) fn create(&self) -> Option<Op> {
         match self.kind() {
-            Kind::Routed(inside) => Some(self.create_routed(inside, None)),
-            Kind::Bridged(inside) => Some(self.create_routed(inside, self.master)),
-            Kind::Tap(tap) => Some(self.create_tap(tap)),
-            Kind::Bridge(_) => Some(self.create_bridge()),
-            Kind::Loopback => None,
+            Way::Routed(inside) => Some(self.create_routed(inside, None)),
+            Way::Bridged(inside) => Some(self.create_routed(inside, self.master)),
+            Way::Tap(tap) => Some(self.create_tap(tap)),
+            Way::Bridge(_) => Some(self.create_bridge()),
+            Way::Loopback => None,
         }
     }
 
@@ -251,15 +259,15 @@ impl<'a> Want<'a> {
             index: self.index,
             name: self.host_name(),
             kind: match self.kind() {
-                Kind::Routed(_) | Kind::Bridged(_) | Kind::Loopback => LinkKind::Veth,
-                Kind::Tap(_) => LinkKind::Tap,
-                Kind::Bridge(_) => LinkKind::Bridge,
+                Way::Routed(_) | Way::Bridged(_) | Way::Loopback => LinkKind::Veth,
+                Way::Tap(_) => LinkKind::Tap,
+                Way::Bridge(_) => LinkKind::Bridge,
             },
             alias: Some(self.alias()),
             mac: Some(self.mac()),
             mtu: self.mtu,
             up: true,
-            running: matches!(self.kind(), Kind::Routed(_) | Kind::Bridged(_)),
+            running: matches!(self.kind(), Way::Routed(_) | Way::Bridged(_)),
             peer_index: Some(self.peer_index).filter(|peer| *peer != 0),
             master: self.master,
             tunnel: None,
@@ -303,30 +311,30 @@ impl<'a> Want<'a> {
     /// In the order in which they are to be written.
     fn host_sysctls(&self) -> Vec<(String, &'static str)> {
         match self.kind() {
-            Kind::Routed(_) => self.routed_sysctls(),
-            Kind::Tap(_) => self.tap_sysctls(),
-            Kind::Bridge(_) => self.bridge_sysctls(),
-            Kind::Bridged(_) | Kind::Loopback => Vec::new(),
+            Way::Routed(_) => self.routed_sysctls(),
+            Way::Tap(_) => self.tap_sysctls(),
+            Way::Bridge(_) => self.bridge_sysctls(),
+            Way::Bridged(_) | Way::Loopback => Vec::new(),
         }
     }
 
     pub(super) fn host_addresses(&self) -> Vec<Address> {
         match self.kind() {
-            Kind::Routed(_) => vec![self.link_local()],
-            Kind::Tap(_) => self.tap_addresses(),
-            Kind::Bridge(bridge) => self.bridge_addresses(bridge),
-            Kind::Bridged(_) | Kind::Loopback => Vec::new(),
+            Way::Routed(_) => vec![self.link_local()],
+            Way::Tap(_) => self.tap_addresses(),
+            Way::Bridge(bridge) => self.bridge_addresses(bridge),
+            Way::Bridged(_) | Way::Loopback => Vec::new(),
         }
     }
 
     pub(super) fn host_neighbours(&self) -> Vec<Neighbour> {
         match self.kind() {
-            Kind::Routed(_) => self.neighbours_of(workload_mac(&self.id())),
-            Kind::Tap(tap) => tap
+            Way::Routed(_) => self.neighbours_of(workload_mac(&self.id())),
+            Way::Tap(tap) => tap
                 .mac
                 .map(|mac| self.neighbours_of(mac))
                 .unwrap_or_default(),
-            Kind::Bridged(_) | Kind::Loopback | Kind::Bridge(_) => Vec::new(),
+            Way::Bridged(_) | Way::Loopback | Way::Bridge(_) => Vec::new(),
         }
     }
 
@@ -381,7 +389,7 @@ impl<'a> Want<'a> {
 
     fn inside_addresses(&self) -> Vec<Address> {
         match self.kind() {
-            Kind::Routed(_) => self
+            Way::Routed(_) => self
                 .addresses()
                 .iter()
                 .map(|address| Address {
@@ -390,23 +398,23 @@ impl<'a> Want<'a> {
                     nodad: address.is_ipv6(),
                 })
                 .collect(),
-            Kind::Bridged(_) => self.bridged_addresses(),
-            Kind::Tap(_) | Kind::Loopback | Kind::Bridge(_) => Vec::new(),
+            Way::Bridged(_) => self.bridged_addresses(),
+            Way::Tap(_) | Way::Loopback | Way::Bridge(_) => Vec::new(),
         }
     }
 
     fn inside_neighbours(&self) -> Vec<Neighbour> {
         match self.kind() {
-            Kind::Routed(_) => self.gateway_neighbours(),
+            Way::Routed(_) => self.gateway_neighbours(),
             _ => Vec::new(),
         }
     }
 
     fn inside_routes(&self) -> Vec<Route> {
         match self.kind() {
-            Kind::Routed(_) => self.routed_routes(),
-            Kind::Bridged(_) => self.bridged_routes(),
-            Kind::Tap(_) | Kind::Loopback | Kind::Bridge(_) => Vec::new(),
+            Way::Routed(_) => self.routed_routes(),
+            Way::Bridged(_) => self.bridged_routes(),
+            Way::Tap(_) | Way::Loopback | Way::Bridge(_) => Vec::new(),
         }
     }
 }

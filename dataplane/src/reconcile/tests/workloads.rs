@@ -501,7 +501,7 @@ fn whatever_is_broken_is_put_back_and_told() {
             },
         ),
         (
-            "link inside (MTU)",
+            "link inside (MTU was 1300)",
             Op::SetLink {
                 place: inside(),
                 link: LinkChange {
