@@ -23,16 +23,10 @@ use agentd::{
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 fn pool(name: &str, cidr: &str, block_size: u8) -> config::Pool {
+    let cidr = cidr.parse().expect("a prefix");
     config::Pool {
-        name: name.to_owned(),
-        cidr: cidr.parse().expect("a prefix"),
-        block_size,
-        disabled: false,
-        nat_outgoing: false,
-        encapsulation: Default::default(),
-        encapsulation_scope: Default::default(),
-        reserved: Vec::new(),
-        claim: vec![cidr.parse().expect("a prefix")],
+        claim: vec![cidr],
+        ..config::Pool::new(name, cidr, block_size)
     }
 }
 
@@ -46,11 +40,7 @@ fn filled(now: Now, workloads: usize) -> Ipam {
         pool("four", "10.0.0.0/8", 26),
         pool("six", "fd00::/64", 122),
     ];
-    let settings = config::Ipam {
-        cooldown: Duration::from_secs(130),
-        claim_ahead: 75,
-        release_empty_after: Duration::from_secs(600),
-    };
+    let settings = config::Ipam::default();
     let mut ipam = Ipam::new(now, &pools, &settings);
     for number in 0..workloads {
         ipam.allocate(now, &id(number), None, &[])
@@ -139,7 +129,8 @@ fn add(number: u64) -> Vec<Record> {
                 interface: InterfaceName::new("eth0").expect("a name"),
             },
         ),
-        pool: None,
+        pools: Vec::new(),
+        owner: None,
         addresses: FixedAddresses::default(),
         mtu: None,
         labels: Labels::default(),

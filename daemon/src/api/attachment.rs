@@ -52,6 +52,7 @@ impl Unfound {
 const NAMESPACE: &str = "netns";
 const INTERFACE: &str = "interface_name";
 const POOL: &str = "pool";
+const POOLS: &str = "pools";
 const ADDRESSES: &str = "addresses";
 const MTU: &str = "mtu";
 const TAP: &str = "tap";
@@ -66,6 +67,7 @@ fn has(request: &v1::AddWorkloadRequest, name: &str) -> bool {
         NAMESPACE => request.namespace.is_some(),
         INTERFACE => !request.interface_name.is_empty(),
         POOL => !request.pool.is_empty(),
+        POOLS => !request.pools.is_empty(),
         ADDRESSES => !request.addresses.is_empty(),
         MTU => request.mtu != 0,
         TAP => request.tap.is_some(),
@@ -83,6 +85,7 @@ fn only(request: &v1::AddWorkloadRequest, kind: &str, taken: &[&str]) -> Result<
         NAMESPACE,
         INTERFACE,
         POOL,
+        POOLS,
         ADDRESSES,
         MTU,
         TAP,
@@ -131,7 +134,9 @@ pub(super) fn parse(request: &v1::AddWorkloadRequest) -> Result<Unfound, Error> 
     })?;
     match kind {
         Kind::Unspecified | Kind::Routed => {
-            let taken = [NAMESPACE, INTERFACE, POOL, ADDRESSES, MTU, ADVERTISED];
+            let taken = [
+                NAMESPACE, INTERFACE, POOL, POOLS, ADDRESSES, MTU, ADVERTISED,
+            ];
             only(request, "ROUTED", &taken)?;
             Ok(Unfound::Routed(required(request)?, interface(request)?))
         }

@@ -8,7 +8,7 @@ use std::{collections::HashMap, time::Duration};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use crate::node::Error;
+use crate::{ipam::Exhausted, node::Error};
 
 /// Domain of every `ErrorInfo`.
 pub const DOMAIN: &str = "agentd";
@@ -73,18 +73,17 @@ fn mapped(error: &Error) -> Mapped {
         Error::PoolNotFound { name, .. } => {
             with(Code::NotFound, "POOL_NOT_FOUND", "pool", name.clone())
         }
-        Error::PoolDisabled { name } => with(
+        Error::PoolDisabled { name, .. } => with(
             Code::FailedPrecondition,
             "POOL_DISABLED",
             "pool",
             name.clone(),
         ),
-        Error::PoolExhausted { pool, .. } => with(
-            Code::ResourceExhausted,
-            "POOL_EXHAUSTED",
-            "pool",
-            pool.clone(),
-        ),
+        Error::NoPool { .. } => plain(Code::ResourceExhausted, "POOL_EXHAUSTED"),
+        Error::PoolExhausted {
+            exhausted,
+            consumers,
+        } => exhausted_pool(exhausted, consumers),
         Error::NamespaceNotFound { name, .. } => with(
             Code::NotFound,
             "NAMESPACE_NOT_FOUND",
@@ -177,6 +176,43 @@ fn mapped(error: &Error) -> Mapped {
             "part",
             (*part).to_owned(),
         ),
+    }
+}
+
+/// Everything the text says, for programs.
+fn exhausted_pool(exhausted: &Exhausted, consumers: &[(String, u64)]) -> Mapped {
+    let list = |items: &[String]| items.join(",");
+    let claim: Vec<String> = exhausted.claim.iter().map(ToString::to_string).collect();
+    let consumers: Vec<String> = consumers
+        .iter()
+        .map(|(owner, count)| format!("{owner}={count}"))
+        .collect();
+    let mut metadata = vec![
+        ("pool", exhausted.pool.clone()),
+        ("cidr", exhausted.cidr.to_string()),
+        ("blocks", exhausted.blocks.to_string()),
+        ("blocks_releasing", exhausted.blocks_leaving.to_string()),
+        ("claim", list(&claim)),
+        ("addresses", exhausted.addresses.to_string()),
+        ("used", exhausted.used.to_string()),
+        ("cooling", exhausted.cooling.to_string()),
+        ("reserved", exhausted.reserved.to_string()),
+        ("consumers", list(&consumers)),
+        ("also_exhausted", list(&exhausted.also)),
+        ("help", exhausted.help().join("; ")),
+    ];
+    if let Some(most) = exhausted.max_blocks {
+        metadata.push(("max_blocks", most.to_string()));
+    }
+    if let Some(next) = exhausted.next_free_in {
+        let seconds = next.as_secs_f64().ceil();
+        metadata.push(("next_free_seconds", seconds.to_string()));
+    }
+    Mapped {
+        code: Code::ResourceExhausted,
+        reason: "POOL_EXHAUSTED",
+        metadata,
+        retry: exhausted.next_free_in,
     }
 }
 

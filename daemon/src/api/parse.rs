@@ -9,7 +9,7 @@ use super::attachment::Unfound;
 use crate::node::{
     Error,
     access::AccessSpec,
-    spec::{FixedAddresses, Invalid, Labels, Mtu, WorkloadId},
+    spec::{FixedAddresses, Invalid, Labels, Mtu, Owner, WorkloadId},
 };
 
 /// How far an add is waited for.
@@ -20,11 +20,12 @@ pub use crate::node::WaitFor;
 pub struct ParsedAdd {
     pub id: WorkloadId,
     pub attachment: Unfound,
-    pub pool: Option<String>,
+    pub pools: Vec<String>,
     pub addresses: FixedAddresses,
     pub mtu: Option<Mtu>,
     pub labels: Labels,
     pub access: AccessSpec,
+    pub owner: Option<Owner>,
     pub wait_for: WaitFor,
 }
 
@@ -39,7 +40,8 @@ pub fn workload_id(text: &str) -> Result<WorkloadId, Error> {
 pub fn add(request: v1::AddWorkloadRequest) -> Result<ParsedAdd, Error> {
     let id = workload_id(&request.id)?;
     let attachment = super::attachment::parse(&request)?;
-    let pool = pool(&request.pool)?;
+    let pools = pools(&request)?;
+    let owner = owner("owner", &request.owner)?;
     let mut addresses = Vec::with_capacity(request.addresses.len().min(2));
     for (index, text) in request.addresses.iter().enumerate() {
         if index >= 2 {
@@ -86,14 +88,55 @@ pub fn add(request: v1::AddWorkloadRequest) -> Result<ParsedAdd, Error> {
     Ok(ParsedAdd {
         id,
         attachment,
-        pool,
+        pools,
         addresses,
         mtu,
         labels,
         access,
+        owner,
         wait_for,
     })
 }
+
+/// Names of pools, in `pool` or in `pools`.
+fn pools(request: &v1::AddWorkloadRequest) -> Result<Vec<String>, Error> {
+    let mut pools = Vec::new();
+    if let Some(name) = pool(&request.pool)? {
+        if !request.pools.is_empty() {
+            return Err(Error::invalid(
+                "pools",
+                "stands beside pool; one of them is enough",
+            ));
+        }
+        pools.push(name);
+    }
+    for (index, name) in request.pools.iter().enumerate() {
+        let path = format!("pools[{index}]");
+        if index >= 2 {
+            let text = "is one too many; at most one of each family is allowed";
+            return Err(Error::invalid(path, text));
+        }
+        if pools.contains(name) {
+            return Err(Error::invalid(path, format!("names {name:?} again")));
+        }
+        match pool(name) {
+            Ok(Some(name)) => pools.push(name),
+            Ok(None) => return Err(Error::invalid(path, "is empty")),
+            Err(_) => return Err(Error::invalid(path, POOL_NAME)),
+        }
+    }
+    Ok(pools)
+}
+
+/// Empty: nobody.
+pub fn owner(name: &str, text: &str) -> Result<Option<Owner>, Error> {
+    match text {
+        "" => Ok(None),
+        text => field(name, Owner::new(text)).map(Some),
+    }
+}
+
+const POOL_NAME: &str = "is no pool name: 1 to 63 bytes without control characters";
 
 /// A pool's name; whether there is one of that name is found out later. Empty: none named.
 pub fn pool(name: &str) -> Result<Option<String>, Error> {
@@ -102,10 +145,7 @@ pub fn pool(name: &str) -> Result<Option<String>, Error> {
         name if name.len() <= 63 && !name.chars().any(char::is_control) => {
             Ok(Some(name.to_owned()))
         }
-        _ => Err(Error::invalid(
-            "pool",
-            "is no pool name: 1 to 63 bytes without control characters",
-        )),
+        _ => Err(Error::invalid("pool", POOL_NAME)),
     }
 }
 

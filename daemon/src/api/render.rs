@@ -13,7 +13,10 @@ use super::access;
 use crate::node::{
     attachment::Attachment,
     spec::{InterfaceName, NamespaceName},
-    view::{BlockState, BlockView, PoolView, WatchChange, WatchEvent, WorkloadState, WorkloadView},
+    view::{
+        BlockState, BlockView, Closed, PoolView, WatchChange, WatchEvent, WorkloadState,
+        WorkloadView,
+    },
 };
 
 /// The time as a protobuf timestamp. Times before 1970 do not occur.
@@ -98,6 +101,8 @@ pub fn workload(view: &WorkloadView) -> v1::Workload {
             .iter()
             .map(access::allowed)
             .collect(),
+        owner: text(view.spec.owner.as_ref()),
+        release_at: None,
     }
 }
 
@@ -144,6 +149,25 @@ pub fn pool(view: &PoolView, tunnels: &[PoolTunnel]) -> v1::Pool {
         addresses_used: view.addresses_used,
         encapsulation: encapsulation.to_string(),
         encapsulation_scope: scope.to_string(),
+        state: match view.closed {
+            None => v1::PoolState::Enabled,
+            Some(Closed::Disabled | Closed::DisabledByOperator | Closed::Covered) => {
+                v1::PoolState::Disabled
+            }
+            Some(Closed::Draining) => v1::PoolState::Draining,
+            Some(Closed::OtherNodes { .. }) => v1::PoolState::OtherNodes,
+            Some(Closed::Removed) => v1::PoolState::Removed,
+        }
+        .into(),
+        state_reason: text(view.closed.as_ref()),
+        reserved: view.reserved.iter().map(ToString::to_string).collect(),
+        keep_ends_unused: view.keep_ends_unused,
+        max_blocks: view.max_blocks.unwrap_or_default(),
+        node_selector: view.node_selector.clone(),
+        workload_selector: view.workload_selector.clone(),
+        addresses_cooling: view.addresses_cooling,
+        addresses_reserved: view.addresses_reserved,
+        addresses_free: view.addresses_free,
     }
 }
 

@@ -37,11 +37,12 @@ impl Workloads {
             })??;
         let spec = WorkloadSpec {
             attachment,
-            pool: parsed.pool,
+            pools: parsed.pools,
             addresses: parsed.addresses,
             mtu: parsed.mtu,
             labels: parsed.labels,
             access: parsed.access,
+            owner: parsed.owner,
         };
         let id = parsed.id;
         let add = self.0.node.add(id.clone(), spec, parsed.wait_for);

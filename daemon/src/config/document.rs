@@ -369,6 +369,30 @@ impl<'d, 'a, 't> Section<'d, 'a, 't> {
         Some(list)
     }
 
+    /// A table of strings under names that are free.
+    pub(super) fn strings(&mut self, name: &'static str) -> Option<Vec<(String, Found<String>)>> {
+        let value = self.value(name)?;
+        let DeValue::Table(table) = value.get_ref() else {
+            self.wrong_type(name, value, "a table of strings");
+            return None;
+        };
+        let mut list = Vec::new();
+        for (key, element) in table.iter() {
+            let key: &str = key.get_ref().as_ref();
+            match element.get_ref() {
+                DeValue::String(text) => list.push((
+                    key.to_owned(),
+                    Found {
+                        value: text.as_ref().to_owned(),
+                        span: element.span(),
+                    },
+                )),
+                _ => self.wrong_type(&format!("{name}.{key}"), element, "a string"),
+            }
+        }
+        Some(list)
+    }
+
     /// One of a few words.
     pub(super) fn choice<T: Copy>(
         &mut self,

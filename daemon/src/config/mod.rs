@@ -30,11 +30,13 @@ mod restart;
 #[cfg(test)]
 mod samples;
 mod sections;
+mod selector;
 #[cfg(test)]
 mod tests;
 mod tunnel;
 
 use std::{
+    collections::BTreeMap,
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
@@ -51,6 +53,7 @@ use ipnet::IpNet;
 
 pub use bridge::{Bridge, Subnet};
 pub use error::{ConfigError, ConfigErrors};
+pub use selector::Selector;
 
 /// A valid configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +87,8 @@ pub struct Node {
     pub address6: Option<Ipv6Addr>,
     /// Absolute.
     pub state_dir: PathBuf,
+    /// What `node_selector` of pools looks at.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// `[api]`
@@ -110,26 +115,50 @@ pub struct Pool {
     /// How its addresses on other nodes are reached.
     pub encapsulation: Encapsulation,
     pub encapsulation_scope: Scope,
-    /// Never given out. Each lies inside the pool.
+    /// Never given out. Each lies inside the pool; sorted, without overlap.
     pub reserved: Vec<IpNet>,
+    /// Nor are the first and the last address of each block.
+    pub keep_ends_unused: bool,
+    /// Most blocks of it that this node may hold. `None`: as many as it may claim.
+    pub max_blocks: Option<u32>,
+    /// Which nodes take addresses from it. `None`: all.
+    pub node_selector: Option<Selector>,
+    /// `node_selector` holds for the labels of this node.
+    pub for_this_node: bool,
+    /// Which workloads get addresses from it when they name no pool. `None`: all.
+    pub workload_selector: Option<Selector>,
     /// What `ipam.claim` names inside this pool: whole blocks, not overlapping, in the order of
     /// the file.
     pub claim: Vec<IpNet>,
 }
 
 impl Pool {
-    /// The part of a bridge's subnet that workloads get addresses from.
-    fn of_bridge(name: String, cidr: IpNet, block_size: u8, reserved: Vec<IpNet>) -> Self {
+    /// With every other key at its default, and no range to claim from.
+    pub fn new(name: impl Into<String>, cidr: IpNet, block_size: u8) -> Self {
         Pool {
-            name,
+            name: name.into(),
             cidr,
             block_size,
             disabled: false,
             nat_outgoing: false,
             encapsulation: Encapsulation::None,
             encapsulation_scope: Scope::Always,
+            reserved: Vec::new(),
+            keep_ends_unused: false,
+            max_blocks: None,
+            node_selector: None,
+            for_this_node: true,
+            workload_selector: None,
+            claim: Vec::new(),
+        }
+    }
+
+    /// The part of a bridge's subnet that workloads get addresses from.
+    fn of_bridge(name: String, cidr: IpNet, block_size: u8, reserved: Vec<IpNet>) -> Self {
+        Pool {
             reserved,
             claim: vec![cidr],
+            ..Pool::new(name, cidr, block_size)
         }
     }
 }
@@ -155,6 +184,15 @@ pub struct Ipam {
     pub claim_ahead: u8,
     /// An empty block is given back when it was empty for so long.
     pub release_empty_after: Duration,
+    /// What a client does not name when it states all its workloads is released after so long,
+    /// unless the client asks for another time.
+    pub release_unnamed_after: Duration,
+}
+
+impl Default for Ipam {
+    fn default() -> Self {
+        sections::defaults::IPAM
+    }
 }
 
 /// `[bgp]`

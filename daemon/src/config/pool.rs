@@ -1,11 +1,15 @@
 //! `[[pool]]` and the claim ranges of `[ipam]`.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    str::FromStr,
+};
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv4Subnets, Ipv6Net, Ipv6Subnets};
 
 use super::{
-    Node, Pool,
+    Node, Pool, Selector,
     document::{Found, Section},
     sections::{defaults, is_name, name_rule},
     tunnel,
@@ -13,16 +17,24 @@ use super::{
 
 pub(super) const PREFIX: &str = "a prefix such as \"10.244.0.0/16\" or \"fd00:10:244::/48\"";
 
-/// Pools, each with the place of its `cidr`. Those with errors are reported and left out.
-pub(super) fn read(sections: Vec<Section<'_, '_, '_>>) -> Vec<Found<Pool>> {
+/// Pools, each with the place of its `cidr`. Those with errors are reported and left out. `labels`:
+/// those of this node, if they could be read.
+pub(super) fn read(
+    sections: Vec<Section<'_, '_, '_>>,
+    labels: Option<&BTreeMap<String, String>>,
+) -> Vec<Found<Pool>> {
     let mut pools: Vec<Found<Pool>> = Vec::new();
     for section in sections {
-        pools.extend(read_one(section, &pools));
+        pools.extend(read_one(section, &pools, labels));
     }
     pools
 }
 
-fn read_one(mut section: Section<'_, '_, '_>, earlier: &[Found<Pool>]) -> Option<Found<Pool>> {
+fn read_one(
+    mut section: Section<'_, '_, '_>,
+    earlier: &[Found<Pool>],
+    labels: Option<&BTreeMap<String, String>>,
+) -> Option<Found<Pool>> {
     let name = section.string("name");
     let name = section.required("name", name, "every pool needs one");
     if let Some(Found { value, span }) = &name {
@@ -54,39 +66,142 @@ fn read_one(mut section: Section<'_, '_, '_>, earlier: &[Found<Pool>]) -> Option
     let nat_outgoing = section.boolean("nat_outgoing");
     let (encapsulation, encapsulation_scope) =
         tunnel::read_pool(&mut section, cidr.as_ref().map(|cidr| cidr.value));
-    let mut reserved = Vec::new();
-    for (index, Found { value, span }) in section
-        .list::<IpNet>("reserved", PREFIX)
-        .into_iter()
-        .flatten()
-        .enumerate()
-    {
-        let outside = cidr.as_ref().filter(|cidr| !cidr.value.contains(&value));
-        if let Some(reason) = host_bits(value) {
-            section.error_at("reserved", index, span, reason);
-        } else if let Some(cidr) = outside {
-            let reason = format!("{value} does not lie inside the pool, {}", cidr.value);
-            section.error_at("reserved", index, span, reason);
-        } else {
-            reserved.push(value);
-        }
-    }
+    let reserved = read_reserved(&mut section, cidr.as_ref().map(|cidr| cidr.value));
+    let keep_ends_unused = read_ends(&mut section, cidr.as_ref(), block_size);
+    let max_blocks = section.integer("max_blocks", 1..=1_000_000);
+    let node_selector = read_selector(&mut section, "node_selector");
+    let workload_selector = read_selector(&mut section, "workload_selector");
     section.finish();
     let cidr = cidr?;
     Some(Found {
         value: Pool {
-            name: name?.value.to_owned(),
-            cidr: cidr.value.trunc(),
-            block_size: block_size?,
             disabled: disabled.is_some_and(|found| found.value),
             nat_outgoing: nat_outgoing.is_some_and(|found| found.value),
             encapsulation,
             encapsulation_scope,
             reserved,
-            claim: Vec::new(),
+            keep_ends_unused,
+            max_blocks: max_blocks.map(|found| found.value),
+            for_this_node: match (&node_selector, labels) {
+                (Some(selector), Some(labels)) => selector.matches(labels),
+                _ => true,
+            },
+            node_selector,
+            workload_selector,
+            ..Pool::new(name?.value, cidr.value.trunc(), block_size?)
         },
         span: cidr.span,
     })
+}
+
+fn read_selector(section: &mut Section<'_, '_, '_>, name: &'static str) -> Option<Selector> {
+    let Found { value, span } = section.string(name)?;
+    match value.parse() {
+        Ok(selector) => Some(selector),
+        Err(reason) => {
+            let reason = format!(
+                "{reason}; write it as \"rack in (a, b), disk = ssd, !old\": terms that must all hold"
+            );
+            section.error(name, Some(span), reason);
+            None
+        }
+    }
+}
+
+/// A block must have an address besides its ends.
+fn read_ends(
+    section: &mut Section<'_, '_, '_>,
+    cidr: Option<&Found<IpNet>>,
+    block_size: Option<u8>,
+) -> bool {
+    let Some(Found { value, span }) = section.boolean("keep_ends_unused") else {
+        return false;
+    };
+    let (Some(cidr), Some(block_size), true) = (cidr, block_size, value) else {
+        return value;
+    };
+    let most = cidr.value.max_prefix_len() - 2;
+    if block_size > most {
+        let reason = format!(
+            "a /{block_size} block has no address besides its first and last; block_size must be \
+             at most {most}"
+        );
+        section.error("keep_ends_unused", Some(span), reason);
+    }
+    true
+}
+
+/// A prefix, an address, or `FIRST-LAST`.
+#[derive(Clone, Copy, Debug)]
+enum Range {
+    Prefix(IpNet),
+    Addresses(IpAddr, IpAddr),
+}
+
+const RANGE: &str = "a prefix, an address or a range, such as \"10.244.0.0/28\", \"10.244.0.1\" or \
+                     \"10.244.0.5-10.244.0.20\"";
+
+impl FromStr for Range {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let address = |text: &str| text.trim().parse::<IpAddr>().map_err(drop);
+        if let Some((first, last)) = text.split_once('-') {
+            return Ok(Range::Addresses(address(first)?, address(last)?));
+        }
+        match text.parse() {
+            Ok(prefix) => Ok(Range::Prefix(prefix)),
+            Err(_) => Ok(Range::Prefix(address(text)?.into())),
+        }
+    }
+}
+
+/// What is never given out, as prefixes that do not overlap.
+fn read_reserved(section: &mut Section<'_, '_, '_>, pool: Option<IpNet>) -> Vec<IpNet> {
+    let mut reserved = Vec::new();
+    let ranges = section.list::<Range>("reserved", RANGE);
+    for (index, Found { value, span }) in ranges.into_iter().flatten().enumerate() {
+        let (text, prefixes) = match value {
+            Range::Prefix(prefix) => {
+                if let Some(reason) = host_bits(prefix) {
+                    section.error_at("reserved", index, span, reason);
+                    continue;
+                }
+                (prefix.to_string(), vec![prefix])
+            }
+            Range::Addresses(first, last) => {
+                let text = format!("{first}-{last}");
+                let Some(prefixes) = prefixes(first, last) else {
+                    let reason = format!("{text} is no range: write its first address first");
+                    section.error_at("reserved", index, span, reason);
+                    continue;
+                };
+                (text, prefixes)
+            }
+        };
+        match pool {
+            Some(pool) if !prefixes.iter().all(|prefix| pool.contains(prefix)) => {
+                let reason = format!("{text} does not lie inside the pool, {pool}");
+                section.error_at("reserved", index, span, reason);
+            }
+            _ => reserved.extend(prefixes),
+        }
+    }
+    IpNet::aggregate(&reserved)
+}
+
+/// The fewest prefixes that make up these addresses. `None`: they are of two families, or the last
+/// comes before the first.
+fn prefixes(first: IpAddr, last: IpAddr) -> Option<Vec<IpNet>> {
+    match (first, last) {
+        (IpAddr::V4(first), IpAddr::V4(last)) if first <= last => {
+            Some(Ipv4Subnets::new(first, last, 0).map(IpNet::V4).collect())
+        }
+        (IpAddr::V6(first), IpAddr::V6(last)) if first <= last => {
+            Some(Ipv6Subnets::new(first, last, 0).map(IpNet::V6).collect())
+        }
+        _ => None,
+    }
 }
 
 fn read_block_size(section: &mut Section<'_, '_, '_>, cidr: Option<&Found<IpNet>>) -> Option<u8> {

@@ -1,7 +1,7 @@
 //! The sections of the file, except pools and BGP.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
@@ -13,6 +13,7 @@ use super::{
     error::ConfigErrors,
     policy, pool, tunnel,
 };
+use crate::node::spec::{Invalid, Labels};
 
 /// What a value becomes when the file does not name it. Kept in one place because
 /// `deploy/config/agentd.toml` documents each.
@@ -23,9 +24,12 @@ pub(super) mod defaults {
     pub(crate) const SOCKET: &str = "/run/agentd/agentd.sock";
     pub(crate) const METRICS_LISTEN: &str = "127.0.0.1:9472";
     pub(crate) const LOG_LEVEL: &str = "info";
-    pub(crate) const COOLDOWN: Duration = Duration::from_secs(130);
-    pub(crate) const CLAIM_AHEAD: u32 = 75;
-    pub(crate) const RELEASE_EMPTY_AFTER: Duration = Duration::from_secs(600);
+    pub(crate) const IPAM: super::Ipam = super::Ipam {
+        cooldown: Duration::from_secs(130),
+        claim_ahead: 75,
+        release_empty_after: Duration::from_secs(600),
+        release_unnamed_after: Duration::from_secs(60),
+    };
     pub(crate) const BLOCK_SIZE_V4: u8 = 26;
     pub(crate) const BLOCK_SIZE_V6: u8 = 122;
     pub(crate) const LISTEN: [&str; 2] = ["0.0.0.0:179", "[::]:179"];
@@ -64,7 +68,8 @@ pub(super) fn parse(text: &str, file: &Path) -> (Result<Config, ConfigErrors>, B
 fn read(mut root: Section<'_, '_, '_>) -> Option<Config> {
     let node = read_node(root.section("node"));
     let api = read_api(root.section("api"));
-    let mut pools = pool::read(root.sections("pool"));
+    let labels = node.as_ref().map(|node| &node.labels);
+    let mut pools = pool::read(root.sections("pool"), labels);
     let tunnel = tunnel::read(root.section("tunnel"));
     let ipam = read_ipam(root.section("ipam"), &mut pools);
     let bridges = bridge::read(root.sections("bridge"), &pools);
@@ -127,13 +132,28 @@ fn read_node(mut section: Section<'_, '_, '_>) -> Option<Node> {
         }
     }
     let state_dir = section.absolute_path("state_dir");
+    let labels = read_labels(&mut section);
     section.finish();
     Some(Node {
+        labels,
         name: name?,
         address: address.map(|found| found.value),
         address6: address6.map(|found| found.value),
         state_dir: state_dir.map_or_else(|| defaults::STATE_DIR.into(), |found| found.value),
     })
+}
+
+/// The rules are those of workloads.
+fn read_labels(section: &mut Section<'_, '_, '_>) -> BTreeMap<String, String> {
+    let mut labels = BTreeMap::new();
+    for (key, Found { value, span }) in section.strings("labels").unwrap_or_default() {
+        let one = BTreeMap::from([(key.clone(), value.clone())]);
+        if let Err(Invalid(reason)) = Labels::new(one) {
+            section.error(&format!("labels.{key}"), Some(span), reason);
+        }
+        labels.insert(key, value);
+    }
+    labels
 }
 
 fn into_ip<A: Into<IpAddr>>(found: Found<A>) -> Found<IpAddr> {
@@ -195,13 +215,18 @@ fn read_ipam(mut section: Section<'_, '_, '_>, pools: &mut [Found<super::Pool>])
     let claim_ahead = section.integer("claim_ahead", 1..=100);
     let release_empty_after =
         section.duration("release_empty_after", seconds(1)..=seconds(31_536_000));
+    let release_unnamed_after =
+        section.duration("release_unnamed_after", seconds(1)..=seconds(86_400));
     section.finish();
-    let claim_ahead = claim_ahead.map_or(defaults::CLAIM_AHEAD, |found| found.value);
+    let default = defaults::IPAM;
+    let percent = |found: Found<u32>| u8::try_from(found.value).expect("at most 100");
     Ipam {
-        cooldown: cooldown.map_or(defaults::COOLDOWN, |found| found.value),
-        claim_ahead: u8::try_from(claim_ahead).expect("at most 100"),
+        cooldown: cooldown.map_or(default.cooldown, |found| found.value),
+        claim_ahead: claim_ahead.map_or(default.claim_ahead, percent),
         release_empty_after: release_empty_after
-            .map_or(defaults::RELEASE_EMPTY_AFTER, |found| found.value),
+            .map_or(default.release_empty_after, |found| found.value),
+        release_unnamed_after: release_unnamed_after
+            .map_or(default.release_unnamed_after, |found| found.value),
     }
 }
 

@@ -55,6 +55,7 @@ fn an_empty_file_is_a_node_without_pools_and_bgp_and_with_every_default() {
                 address: None,
                 address6: None,
                 state_dir: "/var/lib/agentd".into(),
+                labels: Default::default(),
             },
             api: Api {
                 socket: "/run/agentd/agentd.sock".into(),
@@ -70,6 +71,7 @@ fn an_empty_file_is_a_node_without_pools_and_bgp_and_with_every_default() {
                 cooldown: Duration::from_secs(130),
                 claim_ahead: 75,
                 release_empty_after: Duration::from_secs(600),
+                release_unnamed_after: Duration::from_secs(60),
             },
             bgp: None,
             policies: Vec::new(),

@@ -71,9 +71,12 @@ pub struct Add {
     /// The workload whose network namespace is joined (shared)
     #[arg(long, value_name = "ID")]
     shared_with: Option<String>,
-    /// Pool to take addresses from; by default one address of each family
+    /// Pool to take an address from, once for each family; by default one address of each family
+    #[arg(long = "pool", value_name = "NAME")]
+    pools: Vec<String>,
+    /// Whose workload it is; `workload sync` releases only those of its own owner
     #[arg(long, value_name = "NAME")]
-    pool: Option<String>,
+    owner: Option<String>,
     /// A fixed address; once for each family
     #[arg(long = "address", value_name = "IP")]
     addresses: Vec<IpAddr>,
@@ -247,7 +250,9 @@ async fn add(arguments: Add, client: &Client, out: &mut Output) -> Result<(), Er
         mac: arguments.mac.unwrap_or_default(),
         bridge: arguments.bridge.unwrap_or_default(),
         shared_with: arguments.shared_with.unwrap_or_default(),
-        pool: arguments.pool.unwrap_or_default(),
+        pool: String::new(),
+        pools: arguments.pools,
+        owner: arguments.owner.unwrap_or_default(),
         addresses: arguments.addresses.iter().map(IpAddr::to_string).collect(),
         mtu: arguments.mtu.unwrap_or_default(),
         labels: arguments.labels.into_iter().collect(),
@@ -393,6 +398,8 @@ async fn show(id: String, client: &Client, out: &mut Output) -> Result<(), Error
         ("Interface", workload.interface_name.clone()),
         ("Shared with", workload.shared_with.clone()),
         ("Bridge", workload.bridge.clone()),
+        ("Owner", workload.owner.clone()),
+        ("Released", released(&workload)),
         ("Host interface", host_interface(&workload)),
         ("Guest MAC", workload.mac.clone()),
         (
@@ -405,6 +412,14 @@ async fn show(id: String, client: &Client, out: &mut Output) -> Result<(), Error
         ("Labels", labels.join("\n")),
         ("Created", time::moment(workload.created_at.as_ref())),
     ])
+}
+
+/// Of one that its owner did not name.
+fn released(workload: &Workload) -> String {
+    match &workload.release_at {
+        Some(at) => format!("{}: its owner does not name it", time::moment(Some(at))),
+        None => String::new(),
+    }
 }
 
 async fn watch(client: &Client, out: &mut Output) -> Result<(), Error> {

@@ -1,11 +1,14 @@
 //! Claiming blocks ahead of need, following them until they are originated, and giving empty
 //! ones back.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use ipnet::IpNet;
 
-use super::{Action, Ipam, Now, pool::Pool};
+use super::{Action, Ipam, Now, block::Block, pool::Pool};
 use crate::{node::view::BlockState, store::record::BlockRecord};
 
 /// Until a claim whose record could not be written is tried again.
@@ -111,6 +114,9 @@ impl Ipam {
             .is_some_and(|block| block.state == BlockState::Releasing)
         {
             pool.remove(base);
+            if pool.retired {
+                self.uncover();
+            }
         }
     }
 
@@ -170,8 +176,14 @@ impl Ipam {
         }
     }
 
+    /// Looks for empty blocks at that time, if not before.
+    pub(super) fn look_at(&mut self, at: Instant) {
+        self.observe_at = Some(self.observe_at.map_or(at, |planned| planned.min(at)));
+    }
+
     fn observe(&mut self, now: Now, index: usize) {
         let pool = &mut self.pools[index];
+        let leaving = pool.is_leaving();
         let mut candidates = Vec::new();
         let mut watch = false;
         for base in pool.bases() {
@@ -185,7 +197,7 @@ impl Ipam {
                 block.observations = block.observations.saturating_add(1);
                 let since = *block.empty_since.get_or_insert(now.instant);
                 let long = now.instant.saturating_duration_since(since) >= grace;
-                (long && block.observations >= OBSERVATIONS).then_some(block.order)
+                (leaving || long && block.observations >= OBSERVATIONS).then_some(block.order)
             });
             if let Some(order) = seen {
                 candidates.push((order, base));
@@ -202,6 +214,7 @@ impl Ipam {
             let free = u64::from(block.free());
             // A block the node could not claim again serves no new workload: no reason to keep it.
             let keep = pool.may_claim(&cidr)
+                && !pool.is_over_limit()
                 && (pool.staying() <= 1 || !has_room(pool, self.claim_ahead, 2, free));
             if !keep {
                 pool.change(base, |block| block.state = BlockState::Releasing);
@@ -209,6 +222,25 @@ impl Ipam {
             }
         }
         let pool = &self.pools[index];
+        if leaving {
+            // Those that are used are looked at when their users go.
+            let cooling = |(_, address): &&(Instant, IpAddr)| {
+                self.cooling.get(address).is_some_and(|of| of.pool == index)
+            };
+            let next = self
+                .cooling_order
+                .iter()
+                .find(cooling)
+                .map(|(until, _)| *until);
+            let unfinished = |block: &Block| block.is_empty() && block.state == BlockState::Claimed;
+            if pool.blocks().any(unfinished) {
+                self.look_at(now.instant + CLAIM_RETRY);
+            }
+            if let Some(next) = next {
+                self.look_at(next);
+            }
+            return;
+        }
         if watch && (pool.staying() > 1 || !pool.is_open()) {
             self.watch_empty_blocks(now);
         }

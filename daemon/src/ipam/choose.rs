@@ -26,9 +26,10 @@ impl Ipam {
         fixed: &[IpAddr],
         chosen: &mut Vec<Chosen>,
     ) -> Result<(), Error> {
-        let pool = match scope {
-            Scope::Pool(name) => Some(self.pool_named(name)?),
-            Scope::Any | Scope::Bridge(_) => None,
+        let named = match scope {
+            Scope::Pool(name) => vec![self.pool_named(name)?],
+            Scope::Pools(names) => self.pools_named(names)?,
+            Scope::Any | Scope::Labelled(_) | Scope::Bridge(_) => Vec::new(),
             Scope::Nothing => return Ok(()),
         };
         for address in fixed {
@@ -38,45 +39,72 @@ impl Ipam {
             {
                 return Err(Error::FamilyTwice { address: *address });
             }
-            chosen.push(self.choose_fixed(now, id, scope, pool, *address)?);
+            chosen.push(self.choose_fixed(now, id, scope, &named, *address)?);
         }
         if !fixed.is_empty() {
             return Ok(());
         }
-        if let Some(pool) = pool {
-            chosen.push(self.choose_from(now, pool)?);
+        if !named.is_empty() {
+            for pool in named {
+                chosen.push(self.choose_from(now, pool)?);
+            }
             return Ok(());
         }
         for is_ipv4 in [true, false] {
-            let mut first_error = None;
+            let mut exhausted: Option<Box<Exhausted>> = None;
             for index in 0..self.pools.len() {
                 let pool = &self.pools[index];
                 if matches!(pool.cidr, IpNet::V4(_)) != is_ipv4
                     || !pool.is_open()
                     || !pool.is_in(scope)
+                    || !pool.takes(scope)
                 {
                     continue;
                 }
                 match self.choose_from(now, index) {
                     Ok(choice) => {
                         chosen.push(choice);
-                        first_error = None;
+                        exhausted = None;
                         break;
                     }
-                    Err(error) => first_error = first_error.or(Some(error)),
+                    Err(Error::Exhausted(error)) => match &mut exhausted {
+                        Some(first) => first.also.push(error.pool),
+                        None => exhausted = Some(error),
+                    },
+                    Err(error) => return Err(error),
                 }
             }
-            if let Some(error) = first_error {
-                return Err(error);
+            if let Some(exhausted) = exhausted {
+                return Err(Error::Exhausted(exhausted));
             }
         }
         if chosen.is_empty() {
-            return Err(Error::NoPool);
+            return Err(Error::NoPool {
+                why: self.why_not(scope),
+            });
         }
         Ok(())
     }
 
-    fn pool_named(&self, name: &str) -> Result<usize, Error> {
+    /// Why each pool of the scope has nothing for it.
+    fn why_not(&self, scope: Scope<'_>) -> Vec<String> {
+        let inside = self
+            .pools
+            .iter()
+            .filter(|pool| !pool.retired && pool.is_in(scope));
+        let reason = |pool: &Pool| match (pool.closed(), &pool.workload_selector) {
+            (Some(closed), _) => closed.to_string(),
+            (None, Some(selector)) if !pool.takes(scope) => {
+                format!("is for workloads with {selector}")
+            }
+            _ => "no range of it in ipam.claim".to_owned(),
+        };
+        inside
+            .map(|pool| format!("pool \"{}\": {}", pool.name, reason(pool)))
+            .collect()
+    }
+
+    pub(super) fn pool_named(&self, name: &str) -> Result<usize, Error> {
         let found = self
             .pools
             .iter()
@@ -91,15 +119,38 @@ impl Ipam {
                 configured: configured.map(|pool| pool.name.clone()).collect(),
             });
         };
-        self.enabled(index)
+        self.open(index)
     }
 
-    fn enabled(&self, index: usize) -> Result<usize, Error> {
-        let Pool { name, disabled, .. } = &self.pools[index];
-        if *disabled {
-            return Err(Error::PoolDisabled { name: name.clone() });
+    /// IPv4 first.
+    fn pools_named(&self, names: &[String]) -> Result<Vec<usize>, Error> {
+        let mut named: Vec<usize> = Vec::with_capacity(names.len());
+        for name in names {
+            let index = self.pool_named(name)?;
+            let is_ipv4 = |index: usize| matches!(self.pools[index].cidr, IpNet::V4(_));
+            if let Some(other) = named
+                .iter()
+                .find(|other| is_ipv4(**other) == is_ipv4(index))
+            {
+                return Err(Error::PoolsOfOneFamily {
+                    pool: self.pools[*other].name.clone(),
+                    other: name.clone(),
+                });
+            }
+            named.push(index);
         }
-        Ok(index)
+        named.sort_by_key(|index| matches!(self.pools[*index].cidr, IpNet::V6(_)));
+        Ok(named)
+    }
+
+    fn open(&self, index: usize) -> Result<usize, Error> {
+        match self.pools[index].closed() {
+            None => Ok(index),
+            Some(why) => Err(Error::PoolClosed {
+                name: self.pools[index].name.clone(),
+                why,
+            }),
+        }
     }
 
     fn choose_from(&mut self, now: Now, index: usize) -> Result<Chosen, Error> {
@@ -130,39 +181,42 @@ impl Ipam {
         now: Now,
         id: &WorkloadId,
         scope: Scope<'_>,
-        wanted: Option<usize>,
+        named: &[usize],
         address: IpAddr,
     ) -> Result<Chosen, Error> {
         let containing =
             |pool: &Pool| !pool.retired && pool.is_in(scope) && pool.cidr.contains(&address);
-        let index = match wanted {
-            Some(index) => {
-                let Pool { name, cidr, .. } = &self.pools[index];
-                if !cidr.contains(&address) {
-                    return Err(Error::AddressOutsidePool {
-                        address,
-                        pool: name.clone(),
-                        cidr: *cidr,
-                    });
-                }
-                index
+        let has = |index: &&usize| self.pools[**index].cidr.contains(&address);
+        let index = match (named.iter().find(has), named.first()) {
+            (Some(index), _) => *index,
+            (None, Some(first)) => {
+                let same = |index: &&usize| {
+                    matches!(self.pools[**index].cidr, IpNet::V4(_)) == address.is_ipv4()
+                };
+                let Pool { name, cidr, .. } =
+                    &self.pools[*named.iter().find(same).unwrap_or(first)];
+                return Err(Error::AddressOutsidePool {
+                    address,
+                    pool: name.clone(),
+                    cidr: *cidr,
+                });
             }
-            None => {
+            (None, None) => {
                 let found = self.pools.iter().position(containing);
                 let index = found.ok_or_else(|| Error::AddressOutsidePools {
                     address,
                     pools: self
                         .pools
                         .iter()
-                        .filter(|pool| pool.is_in(scope))
+                        .filter(|pool| !pool.retired && pool.is_in(scope))
                         .map(|pool| format!("{} ({})", pool.name, pool.cidr))
                         .collect(),
                 })?;
-                self.enabled(index)?
+                self.open(index)?
             }
         };
         let pool = &self.pools[index];
-        if pool.reserved.iter().any(|range| range.contains(&address)) {
+        if pool.keeps_unused(address) {
             return Err(Error::AddressReserved {
                 address,
                 pool: pool.name.clone(),
@@ -184,6 +238,14 @@ impl Ipam {
             Some(block) => block.base(),
             None => {
                 let block = pool.block_cidr_of(address);
+                if let Some(most) = pool.max_blocks.filter(|_| pool.at_limit()) {
+                    return Err(Error::BlockLimit {
+                        address,
+                        pool: pool.name.clone(),
+                        block,
+                        most,
+                    });
+                }
                 let claimed = pool
                     .may_claim(&block)
                     .then(|| self.claim_block(now, index, block))
@@ -238,15 +300,25 @@ impl Ipam {
                 .iter()
                 .find(|(_, address)| pool.cidr.contains(address)),
         };
+        let leaving = pool
+            .blocks()
+            .filter(|block| block.state == BlockState::Releasing)
+            .count();
         Error::Exhausted(Box::new(Exhausted {
             pool: pool.name.clone(),
+            cidr: pool.cidr,
+            block_size: pool.block_size,
             blocks: u64::try_from(pool.len()).expect("a count"),
-            blocks_claimable: pool.claimable(),
+            blocks_leaving: u64::try_from(leaving).expect("a count"),
+            in_claim: pool.in_claim(),
+            max_blocks: pool.max_blocks,
+            claim: pool.claim(),
             addresses: pool.totals.addresses,
             used: pool.totals.used,
             cooling: pool.totals.cooling,
             reserved: pool.totals.reserved,
             next_free_in: next.map(|(until, _)| until.saturating_duration_since(now.instant)),
+            also: Vec::new(),
         }))
     }
 }

@@ -38,6 +38,9 @@ impl Ipam {
         if !was_free {
             return;
         }
+        if self.pools[cooling.pool].is_leaving() {
+            self.look_at(cooling.until);
+        }
         self.cooling_order.insert((cooling.until, address));
         self.cooling.insert(address, cooling);
     }

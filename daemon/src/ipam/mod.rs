@@ -14,9 +14,9 @@
 //!         rollback_allocation      rollback_release           └─ workload that had it: used
 //! ```
 //!
-//! Allocation fills the oldest block that has a free address, and goes round inside it, so an
-//! address comes up again as late as possible; after a release it is not given out at all for the
-//! cool-down. The one exception: a workload that asks for the very address it had last gets it at
+//! Allocation fills the oldest block that has a free address, and takes the one in it that was free
+//! the longest, so an address comes up again as late as possible; after a release it is not given
+//! out at all for the cool-down. The one exception: a workload that asks for the very address it had last gets it at
 //! once, because then it is the right owner of packets that are still on their way. Reserved
 //! addresses are never given out. A request for both families gets both or neither.
 //!
@@ -40,7 +40,8 @@
 //!
 //! A block that holds neither workloads nor cooling addresses is given back when that was observed
 //! at least twice and for the grace period, the pool keeps one, and what remains has room: no
-//! claim would follow at once.
+//! claim would follow at once. Blocks of a pool that is drained or removed go as soon as they are
+//! empty.
 
 mod address;
 mod allocate;
@@ -49,6 +50,7 @@ mod blocks;
 mod choose;
 mod cooling;
 mod error;
+mod live;
 mod pool;
 mod recover;
 mod view;
@@ -57,7 +59,7 @@ mod view;
 mod tests;
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     net::IpAddr,
     time::{Duration, Instant, SystemTime},
 };
@@ -65,13 +67,17 @@ use std::{
 use ipnet::IpNet;
 
 pub use allocate::{Allocation, Release};
-pub use error::{Error, Exhausted};
+pub use error::{Closed, Error, Exhausted};
+pub use live::Stranded;
 pub use recover::Notice;
 pub use view::Lookup;
 
 use crate::{
     config,
-    node::{WorkloadId, view::AssignedAddress},
+    node::{
+        WorkloadId,
+        view::{AssignedAddress, PoolOverride},
+    },
     store::record::BlockRecord,
 };
 use cooling::Cooling;
@@ -112,10 +118,14 @@ pub enum Action {
 /// Where addresses may come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope<'a> {
-    /// Any pool that is not a bridge's.
+    /// Any pool that is not a bridge's and takes workloads without labels.
     Any,
+    /// Any pool that is not a bridge's and takes workloads with these labels.
+    Labelled(&'a BTreeMap<String, String>),
     /// That pool, which is not a bridge's.
     Pool(&'a str),
+    /// Those pools, none of them a bridge's, each for its family.
+    Pools(&'a [String]),
     /// The subnets of that bridge.
     Bridge(&'a str),
     /// No addresses: the workload only gets its generation.
@@ -131,6 +141,8 @@ pub struct Ipam {
     release_empty_after: Duration,
     /// Those of the configuration in its order, then retired ones.
     pools: Vec<Pool>,
+    /// What an operator said of pools, by name.
+    overrides: BTreeMap<String, PoolOverride>,
     workloads: HashMap<WorkloadId, Held>,
     /// Who has an address.
     holders: HashMap<IpAddr, WorkloadId>,
@@ -182,7 +194,11 @@ impl Ipam {
             block.used -= 1;
             block.clear(offset_of(base, address));
         });
-        self.watch_empty_blocks(now);
+        if self.pools[pool].is_leaving() {
+            self.look_at(now.instant);
+        } else {
+            self.watch_empty_blocks(now);
+        }
     }
 
     /// The bit of an address that is no longer cooling.

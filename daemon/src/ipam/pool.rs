@@ -8,8 +8,15 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{Scope, address, block::Block};
-use crate::{config, node::view::BlockState};
+use super::{
+    Scope, address,
+    block::{Block, Unused},
+    error::Closed,
+};
+use crate::{
+    config,
+    node::view::{BlockState, PoolOverride},
+};
 
 #[derive(Clone, Debug)]
 pub(super) struct Pool {
@@ -17,11 +24,19 @@ pub(super) struct Pool {
     pub(super) cidr: IpNet,
     pub(super) block_size: u8,
     pub(super) disabled: bool,
+    /// What an operator said beside the configuration.
+    pub(super) overridden: Option<PoolOverride>,
     /// Only shown.
     pub(super) nat_outgoing: bool,
     /// Not in the configuration any more: exists only for what workloads still use.
     pub(super) retired: bool,
-    pub(super) reserved: Vec<IpNet>,
+    /// A block that is not its own covers all of it, until that block is gone.
+    pub(super) covered: bool,
+    pub(super) unused: Unused,
+    pub(super) max_blocks: Option<u32>,
+    pub(super) node_selector: Option<config::Selector>,
+    pub(super) for_this_node: bool,
+    pub(super) workload_selector: Option<config::Selector>,
     claim: Vec<ClaimRange>,
     /// By first address.
     blocks: BTreeMap<u128, Block>,
@@ -60,9 +75,18 @@ impl Pool {
             cidr: config.cidr,
             block_size: config.block_size,
             disabled: config.disabled,
+            overridden: None,
             nat_outgoing: config.nat_outgoing,
             retired: false,
-            reserved: config.reserved.clone(),
+            covered: false,
+            unused: Unused {
+                reserved: config.reserved.clone(),
+                ends: config.keep_ends_unused,
+            },
+            max_blocks: config.max_blocks,
+            node_selector: config.node_selector.clone(),
+            for_this_node: config.for_this_node,
+            workload_selector: config.workload_selector.clone(),
             claim: claim.collect(),
             blocks: BTreeMap::new(),
             with_free: BTreeSet::new(),
@@ -79,11 +103,60 @@ impl Pool {
     pub(super) fn is_in(&self, scope: Scope<'_>) -> bool {
         let bridge = config::Bridge::of_pool(&self.name);
         match scope {
-            Scope::Any => bridge.is_none(),
+            Scope::Any | Scope::Labelled(_) => bridge.is_none(),
             Scope::Pool(name) => bridge.is_none() && self.name == name,
+            Scope::Pools(names) => bridge.is_none() && names.contains(&self.name),
             Scope::Bridge(name) => bridge == Some(name),
             Scope::Nothing => false,
         }
+    }
+
+    /// Whether a workload that names no pool may get an address of it, as far as labels go.
+    pub(super) fn takes(&self, scope: Scope<'_>) -> bool {
+        match (&self.workload_selector, scope) {
+            (None, _) => true,
+            (Some(selector), Scope::Labelled(labels)) => selector.matches(labels),
+            (Some(selector), _) => selector.matches(&BTreeMap::new()),
+        }
+    }
+
+    /// Why nothing new comes from it; `None`: it does.
+    pub(super) fn closed(&self) -> Option<Closed> {
+        if self.retired {
+            return Some(Closed::Removed);
+        }
+        if self.disabled {
+            return Some(Closed::Disabled);
+        }
+        match self.overridden {
+            Some(PoolOverride::Disabled) => return Some(Closed::DisabledByOperator),
+            Some(PoolOverride::Draining) => return Some(Closed::Draining),
+            None => {}
+        }
+        if !self.for_this_node {
+            let selector = self.node_selector.as_ref();
+            return Some(Closed::OtherNodes {
+                selector: selector.map(ToString::to_string).unwrap_or_default(),
+            });
+        }
+        self.covered.then_some(Closed::Covered)
+    }
+
+    /// Its blocks go as soon as they are empty.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.retired || self.overridden == Some(PoolOverride::Draining)
+    }
+
+    /// This node holds as many blocks of it as it may.
+    pub(super) fn at_limit(&self) -> bool {
+        let held = u32::try_from(self.blocks.len()).unwrap_or(u32::MAX);
+        self.max_blocks.is_some_and(|most| held >= most)
+    }
+
+    /// It holds more, since the limit was lowered.
+    pub(super) fn is_over_limit(&self) -> bool {
+        let staying = u32::try_from(self.staying()).unwrap_or(u32::MAX);
+        self.max_blocks.is_some_and(|most| staying > most)
     }
 
     /// A pool that the configuration does not have any more.
@@ -91,17 +164,7 @@ impl Pool {
         Pool {
             retired: true,
             disabled: true,
-            ..Pool::new(&config::Pool {
-                name: name.to_owned(),
-                cidr,
-                block_size: cidr.prefix_len(),
-                disabled: true,
-                nat_outgoing: false,
-                encapsulation: Default::default(),
-                encapsulation_scope: Default::default(),
-                reserved: Vec::new(),
-                claim: Vec::new(),
-            })
+            ..Pool::new(&config::Pool::new(name, cidr, cidr.prefix_len()))
         }
     }
 
@@ -179,7 +242,7 @@ impl Pool {
         if self.overlaps_held(&cidr) {
             return None;
         }
-        let block = Block::new(cidr, self.next_order, claimed_at, &self.reserved);
+        let block = Block::new(cidr, self.next_order, claimed_at, &self.unused);
         self.next_order += 1;
         let base = block.base();
         self.totals.add(&block);
@@ -208,21 +271,21 @@ impl Pool {
         below.is_some_and(|(_, block)| address::bounds(&block.cidr).1 >= first)
     }
 
-    /// Whether this node may claim that block.
+    /// Whether this node may claim that block, but for the limit.
     pub(super) fn may_claim(&self, cidr: &IpNet) -> bool {
-        !self.disabled && self.claim.iter().any(|range| range.cidr.contains(cidr))
+        self.closed().is_none() && self.claim.iter().any(|range| range.cidr.contains(cidr))
     }
 
     /// Whether an address can come from here at all: a block is held, or may be claimed.
     pub(super) fn is_open(&self) -> bool {
         let nothing = self.claim.is_empty() && self.blocks.is_empty();
-        !self.disabled && !nothing
+        self.closed().is_none() && !nothing
     }
 
     /// The next block to claim. Costs what lies between the last one and it: each block that is
     /// held or has nothing to give is looked at once.
     pub(super) fn next_claimable(&mut self) -> Option<IpNet> {
-        if self.disabled {
+        if self.at_limit() || self.closed().is_some() {
             return None;
         }
         for index in 0..self.claim.len() {
@@ -258,24 +321,46 @@ impl Pool {
             }
         }
         // One reserved prefix may cover more blocks than could ever be counted: jump over it.
-        if let Some(reserved) = self.reserved.iter().find(|range| range.contains(candidate)) {
+        let reserved = &self.unused.reserved;
+        if let Some(reserved) = reserved.iter().find(|range| range.contains(candidate)) {
             return Some(address::bounds(reserved).1);
         }
-        let inside = self
-            .reserved
-            .iter()
-            .filter(|range| candidate.contains(*range));
-        let covered: u128 = inside.map(address::count).sum();
-        (covered >= address::count(candidate)).then_some(last)
+        (self.unused.count(candidate) >= address::count(candidate)).then_some(last)
+    }
+
+    /// How many blocks this node may hold.
+    pub(super) fn claimable(&self) -> u128 {
+        let most = self.max_blocks.map_or(u128::MAX, u128::from);
+        self.in_claim().min(most)
     }
 
     /// How many blocks the claim ranges have.
-    pub(super) fn claimable(&self) -> u128 {
+    pub(super) fn in_claim(&self) -> u128 {
         let blocks = self.claim.iter().map(|range| {
             let bits = self.block_size.saturating_sub(range.cidr.prefix_len());
             1u128.checked_shl(u32::from(bits)).unwrap_or(u128::MAX)
         });
         blocks.fold(0, u128::saturating_add)
+    }
+
+    /// It is never given out, as the configuration has it.
+    pub(super) fn keeps_unused(&self, address: IpAddr) -> bool {
+        self.unused.has(&self.block_cidr_of(address), address)
+    }
+
+    /// For others that take over its blocks, oldest first.
+    pub(super) fn into_blocks(self) -> Vec<Block> {
+        let mut blocks: Vec<Block> = self.blocks.into_values().collect();
+        blocks.sort_unstable_by_key(|block| block.order);
+        blocks
+    }
+
+    /// Takes over a block of the pool it belonged to before; all its addresses are free or unused
+    /// for now. `None`: it overlaps one that is held.
+    pub(super) fn adopt(&mut self, from: &Block) -> Option<u128> {
+        let base = self.insert(from.cidr, from.claimed_at)?;
+        self.change(base, |block| block.continue_from(from));
+        Some(base)
     }
 
     /// Addresses of a block as the configuration has it.

@@ -77,6 +77,7 @@ impl Ipam {
             claim_ahead: settings.claim_ahead,
             release_empty_after: settings.release_empty_after,
             pools: pools.iter().map(Pool::new).collect(),
+            overrides: recovered.pools.iter().cloned().collect(),
             workloads: HashMap::new(),
             holders: HashMap::new(),
             cooling: HashMap::new(),
@@ -88,7 +89,11 @@ impl Ipam {
             observe_at: None,
         };
         let mut notices = Vec::new();
-        ipam.reserve_retired(&recovered.blocks);
+        for pool in &mut ipam.pools {
+            pool.overridden = ipam.overrides.get(&pool.name).copied();
+        }
+        let prefixes: Vec<IpNet> = recovered.blocks.iter().map(|block| block.cidr).collect();
+        ipam.cover(&prefixes);
         let mut blocks: Vec<&BlockRecord> = recovered.blocks.iter().collect();
         blocks.sort_by_key(|block| (block.claimed_at, block.cidr));
         for record in blocks {
@@ -117,21 +122,8 @@ impl Ipam {
     }
 
     /// The pool that holds all of this block.
-    fn pool_of(&self, block: &IpNet) -> Option<usize> {
+    pub(super) fn pool_of(&self, block: &IpNet) -> Option<usize> {
         self.pools.iter().position(|pool| pool.cidr.contains(block))
-    }
-
-    /// A pool must not give out addresses of a block that is held but not its own.
-    fn reserve_retired(&mut self, blocks: &[BlockRecord]) {
-        for block in blocks {
-            if self.pool_of(&block.cidr).is_none() {
-                for pool in &mut self.pools {
-                    if block.cidr.contains(&pool.cidr) {
-                        pool.reserved.push(pool.cidr);
-                    }
-                }
-            }
-        }
     }
 
     fn recover_block(&mut self, record: &BlockRecord, notices: &mut Vec<Notice>) {

@@ -5,9 +5,12 @@ use std::{net::IpAddr, time::Duration};
 use ipnet::IpNet;
 
 use super::{Ipam, Now, block::Block, pool::Pool};
-use crate::node::{
-    WorkloadId,
-    view::{BlockView, PoolView},
+use crate::{
+    config,
+    node::{
+        WorkloadId,
+        view::{BlockView, PoolView},
+    },
 };
 
 /// What is known about one address.
@@ -65,12 +68,15 @@ impl Ipam {
                 Some(block_view(pool, pool.block(base)?))
             }),
             would_be_block: pool.map(|pool| pool.block_cidr_of(address)),
-            reserved: pool
-                .is_some_and(|pool| pool.reserved.iter().any(|range| range.contains(&address))),
+            reserved: pool.is_some_and(|pool| pool.keeps_unused(address)),
             holder: self.holders.get(&address).cloned(),
             cooling: cooling.map(|cooling| cooling.until.saturating_duration_since(now.instant)),
         }
     }
+}
+
+fn text(selector: Option<&config::Selector>) -> String {
+    selector.map(ToString::to_string).unwrap_or_default()
 }
 
 fn pool_view(pool: &Pool) -> PoolView {
@@ -78,13 +84,22 @@ fn pool_view(pool: &Pool) -> PoolView {
         name: pool.name.clone(),
         cidr: pool.cidr,
         block_size: pool.block_size,
-        disabled: pool.disabled,
+        disabled: pool.closed().is_some(),
         nat_outgoing: pool.nat_outgoing,
         claim: pool.claim(),
         blocks_claimable: u64::try_from(pool.claimable()).unwrap_or(u64::MAX),
         blocks_held: u64::try_from(pool.len()).expect("a count"),
         addresses_held: pool.totals.addresses,
         addresses_used: pool.totals.used,
+        addresses_cooling: pool.totals.cooling,
+        addresses_reserved: pool.totals.reserved,
+        addresses_free: pool.totals.free,
+        closed: pool.closed(),
+        reserved: pool.unused.reserved.clone(),
+        keep_ends_unused: pool.unused.ends,
+        max_blocks: pool.max_blocks,
+        node_selector: text(pool.node_selector.as_ref()),
+        workload_selector: text(pool.workload_selector.as_ref()),
     }
 }
 

@@ -1,15 +1,20 @@
 //! Commands: add and delete.
 
-use std::{mem, sync::Arc};
+use std::{collections::BTreeMap, mem, sync::Arc, time::Duration};
 
 use super::{
-    Adder, Caller, Drain, Error, Node, Output, Pending, Phase, Queued, WaitFor, Workload,
-    WorkloadId, WorkloadSpec, attachment::Attachment, handle::Added,
+    Adder, Caller, Consumers, Drain, Error, Node, Output, Pending, Phase, Queued, WaitFor,
+    Workload, WorkloadId, WorkloadSpec, attachment::Attachment, handle::Added, spec::Owner,
 };
 use crate::{
     ipam::{self, Now, Scope},
     store::record::{Record, WorkloadRecord},
 };
+
+/// Owners that the message about a full pool names.
+const CONSUMERS: usize = 5;
+/// How old their counts may be.
+const CONSUMERS_AGE: Duration = Duration::from_secs(1);
 
 impl Node {
     /// Idempotent by id: an equal add that is on its way, or done, is joined.
@@ -70,10 +75,12 @@ impl Node {
         }
         self.check_attachment(&spec.attachment)?;
         self.check_ports(&spec.access)?;
-        let scope = match (&spec.attachment, spec.pool.as_deref()) {
+        let scope = match (&spec.attachment, spec.pools.as_slice()) {
             (Attachment::Bridged { bridge, .. }, _) => Scope::Bridge(bridge),
-            (Attachment::Routed(_) | Attachment::Tap(_), Some(pool)) => Scope::Pool(pool),
-            (Attachment::Routed(_) | Attachment::Tap(_), None) => Scope::Any,
+            (Attachment::Routed(_) | Attachment::Tap(_), []) => {
+                Scope::Labelled(spec.labels.as_map())
+            }
+            (Attachment::Routed(_) | Attachment::Tap(_), pools) => Scope::Pools(pools),
             (Attachment::Shared { .. } | Attachment::Host | Attachment::None(_), _) => {
                 Scope::Nothing
             }
@@ -81,7 +88,7 @@ impl Node {
         let allocation = self
             .ipam
             .allocate_from(now, &id, scope, spec.addresses.as_slice())
-            .map_err(address_error)?;
+            .map_err(|error| self.address_error(now, error))?;
         // Which families it gets is known only now.
         if let Some(mtu) = spec.mtu
             && let Err(invalid) = mtu.check_family(allocation.addresses.iter().map(|a| &a.address))
@@ -239,6 +246,54 @@ impl Node {
     }
 }
 
+impl Node {
+    /// The node's error for the allocator's.
+    fn address_error(&mut self, now: Now, error: ipam::Error) -> Error {
+        if let ipam::Error::Exhausted(exhausted) = error {
+            return Error::PoolExhausted {
+                consumers: self.consumers(now, &exhausted.pool),
+                exhausted,
+            };
+        }
+        address_error(error)
+    }
+
+    /// Whose workloads hold the addresses of a pool, the greatest first. Callers of a full pool try
+    /// again and again, so it is counted once a second.
+    fn consumers(&mut self, now: Now, pool: &str) -> Vec<(String, u64)> {
+        if let Some(counted) = &self.consumers
+            && counted.pool == pool
+            && now.instant.saturating_duration_since(counted.at) < CONSUMERS_AGE
+        {
+            return counted.counts.clone();
+        }
+        let mut counts: BTreeMap<Option<&Owner>, u64> = BTreeMap::new();
+        for workload in self.workloads.values() {
+            let held = workload.addresses.iter().filter(|held| held.pool == pool);
+            let held = u64::try_from(held.count()).unwrap_or(u64::MAX);
+            if held > 0 {
+                *counts.entry(workload.spec.owner.as_ref()).or_default() += held;
+            }
+        }
+        let name = |owner: Option<&Owner>| match owner {
+            Some(owner) => owner.to_string(),
+            None => "no owner".to_owned(),
+        };
+        let mut consumers: Vec<(String, u64)> = counts
+            .into_iter()
+            .map(|(owner, count)| (name(owner), count))
+            .collect();
+        consumers.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        consumers.truncate(CONSUMERS);
+        self.consumers = Some(Consumers {
+            at: now.instant,
+            pool: pool.to_owned(),
+            counts: consumers.clone(),
+        });
+        consumers
+    }
+}
+
 /// The node's error for the allocator's.
 fn address_error(error: ipam::Error) -> Error {
     let text = error.to_string();
@@ -247,15 +302,14 @@ fn address_error(error: ipam::Error) -> Error {
             name,
             configured: configured.join(", "),
         },
-        ipam::Error::PoolDisabled { name } => Error::PoolDisabled { name },
-        ipam::Error::NoPool => Error::PoolExhausted {
-            pool: String::new(),
-            text,
-        },
+        ipam::Error::PoolClosed { name, .. } => Error::PoolDisabled { name, text },
+        ipam::Error::PoolsOfOneFamily { .. } => Error::invalid("pools", text),
+        ipam::Error::NoPool { .. } => Error::NoPool { text },
         ipam::Error::Exhausted(exhausted) => Error::PoolExhausted {
-            pool: exhausted.pool,
-            text,
+            exhausted,
+            consumers: Vec::new(),
         },
+        ipam::Error::BlockLimit { address, .. } => Error::AddressUnavailable { address, text },
         ipam::Error::AddressTaken { address, holder } => Error::AddressInUse {
             address,
             by: holder.to_string(),

@@ -6,6 +6,7 @@ use std::{net::IpAddr, time::Duration};
 use ipnet::IpNet;
 
 use super::spec::WorkloadId;
+use crate::ipam::Exhausted;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -32,11 +33,19 @@ pub enum Error {
     AddressUnavailable { address: IpAddr, text: String },
     #[error("there is no pool \"{name}\"; configured are: {configured}")]
     PoolNotFound { name: String, configured: String },
-    #[error("pool {name:?} is disabled; workloads keep their addresses, new ones get none")]
-    PoolDisabled { name: String },
-    /// The text says which pool, how full, and what would help.
+    /// The text says why.
     #[error("{text}")]
-    PoolExhausted { pool: String, text: String },
+    PoolDisabled { name: String, text: String },
+    /// The text says why for each pool.
+    #[error("{text}")]
+    NoPool { text: String },
+    /// Says which pool, how full, and what would help.
+    #[error("{exhausted}{}", held_by(consumers))]
+    PoolExhausted {
+        exhausted: Box<Exhausted>,
+        /// Who holds the addresses that are in use: owners and how many, the greatest first.
+        consumers: Vec<(String, u64)>,
+    },
     #[error("there is no network namespace at {name}: {text}")]
     NamespaceNotFound { name: String, text: String },
     #[error(
@@ -101,6 +110,18 @@ pub enum Error {
     Stopping,
     #[error("{part} cannot be asked now: {text}")]
     Unavailable { part: &'static str, text: String },
+}
+
+/// `; in use by nomad (50), nobody in particular (3)`
+fn held_by(consumers: &[(String, u64)]) -> String {
+    if consumers.is_empty() {
+        return String::new();
+    }
+    let consumers: Vec<String> = consumers
+        .iter()
+        .map(|(owner, count)| format!("{owner} ({count})"))
+        .collect();
+    format!("; in use by {}", consumers.join(", "))
 }
 
 fn list(ids: &[WorkloadId]) -> String {

@@ -16,8 +16,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     Drain, Error, WaitFor, WorkloadId, WorkloadSpec,
-    view::{AddressView, BlockView, NodeStatus, PoolView, WatchEvent, WorkloadView},
+    view::{
+        AddressView, BlockView, NodeStatus, PoolOverride, PoolUsers, PoolView, WatchEvent,
+        WorkloadView,
+    },
 };
+use crate::config;
 
 /// Requests that may wait for the node's task; more are refused with [`Error::Busy`].
 pub const REQUEST_QUEUE: usize = 1024;
@@ -60,6 +64,18 @@ pub enum Request {
     Status(Reply<NodeStatus>),
     Drain(Duration, Reply<Result<Drain, Error>>),
     Undrain(Reply<Result<Drain, Error>>),
+    /// Other pools and settings, as a whole or not at all.
+    SetPools {
+        pools: Vec<config::Pool>,
+        settings: Box<config::Ipam>,
+        reply: Reply<Result<(), Error>>,
+    },
+    PoolState {
+        name: String,
+        /// `None`: as the configuration has it.
+        to: Option<PoolOverride>,
+        reply: Reply<Result<PoolUsers, Error>>,
+    },
 }
 
 /// The set of workloads at one moment, and every change after it.
@@ -184,6 +200,30 @@ impl NodeHandle {
     /// In the order of the configuration.
     pub async fn pools(&self) -> Result<Vec<PoolView>, Error> {
         self.ask(Request::Pools).await
+    }
+
+    /// Continues with other pools and settings, or refuses them as a whole.
+    pub async fn set_pools(
+        &self,
+        pools: Vec<config::Pool>,
+        settings: config::Ipam,
+    ) -> Result<(), Error> {
+        self.ask(|reply| Request::SetPools {
+            pools,
+            settings: Box::new(settings),
+            reply,
+        })
+        .await?
+    }
+
+    /// Returns when it is durable. `None`: as the configuration has it.
+    pub async fn set_pool_state(
+        &self,
+        name: String,
+        to: Option<PoolOverride>,
+    ) -> Result<PoolUsers, Error> {
+        self.ask(|reply| Request::PoolState { name, to, reply })
+            .await?
     }
 
     /// In address order.

@@ -50,6 +50,7 @@ pub mod drain;
 pub mod error;
 pub mod handle;
 mod names;
+mod pools;
 mod show;
 pub mod spec;
 #[cfg(test)]
@@ -78,7 +79,7 @@ use crate::{
     store::record::{Record, Recovered},
 };
 use handle::Added;
-use view::{AssignedAddress, WatchEvent};
+use view::{AssignedAddress, PoolOverride, PoolUsers, WatchEvent};
 
 /// Until the store is asked again to delete a record.
 const RETRY: Duration = Duration::from_secs(2);
@@ -108,6 +109,8 @@ pub enum Reply {
     Deleted(Result<bool, Error>),
     /// To a drain or its end.
     Drain(Result<Drain, Error>),
+    /// To a change of the state of a pool.
+    Pool(Result<Box<PoolUsers>, Error>),
 }
 
 /// What the caller of the core has to do, in this order.
@@ -254,6 +257,18 @@ enum Pending {
     Orphan(IpNet),
     /// Who asked, and what holds then.
     Drain(Caller, Drain),
+    /// Who asked, which pool, and what holds for it then.
+    Pool(Caller, String, Option<PoolOverride>),
+    /// Deletions of records that nobody needs any more.
+    Cleanup(Vec<Record>),
+}
+
+/// Whose workloads hold the addresses of a pool, as counted last.
+#[derive(Clone, Debug)]
+struct Consumers {
+    at: Instant,
+    pool: String,
+    counts: Vec<(String, u64)>,
 }
 
 /// See the module.
@@ -286,6 +301,8 @@ pub struct Node {
     /// Learned routes go to the kernel.
     install_routes: bool,
     drain: Drain,
+    consumers: Option<Consumers>,
+    release_unnamed_after: Duration,
     cursor: u64,
     /// Deletions of records that nobody needs any more; they go along with the next change.
     leftover: Vec<Record>,
@@ -324,6 +341,8 @@ impl Node {
             ready: false,
             install_routes: true,
             drain: Drain::Off,
+            consumers: None,
+            release_unnamed_after: settings.release_unnamed_after,
             cursor: 0,
             leftover: Vec::new(),
             outputs: VecDeque::new(),
@@ -438,6 +457,12 @@ impl Node {
             },
             Pending::DropBlock(cidr) => self.drop_block_done(now, cidr, result),
             Pending::Drain(caller, drain) => self.drain_done(caller, drain, result),
+            Pending::Pool(caller, name, to) => self.pool_done(now, caller, &name, to, result),
+            Pending::Cleanup(_) => {
+                if result.is_err() {
+                    self.retries.push((now.instant + RETRY, pending));
+                }
+            }
             Pending::Orphan(_) => {
                 if result.is_err() {
                     self.retries.push((now.instant + RETRY, pending));

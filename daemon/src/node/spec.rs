@@ -188,6 +188,38 @@ impl Labels {
     }
 }
 
+/// Whose workload it is: 1 to 63 characters of `[A-Za-z0-9._-]`. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Owner(Arc<str>);
+
+impl Owner {
+    pub fn new(text: &str) -> Result<Self, Invalid> {
+        if text.is_empty() || text.len() > 63 {
+            return invalid(format!(
+                "has {} bytes; 1 to 63 characters of [A-Za-z0-9._-] are allowed",
+                text.len()
+            ));
+        }
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        match text.chars().find(|c| !allowed(*c)) {
+            Some(character) => invalid(format!(
+                "holds {character:?}; only [A-Za-z0-9._-] are allowed"
+            )),
+            None => Ok(Self(text.into())),
+        }
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// The namespace as the caller named it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum NamespaceName {
@@ -303,13 +335,16 @@ fn is_usable(address: &IpAddr) -> bool {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkloadSpec {
     pub attachment: Attachment,
-    /// `None`: one address of each family from the first pool of that family with room.
-    pub pool: Option<String>,
+    /// Empty: one address of each family from the first pool of that family with room. Else at
+    /// most one of each family.
+    pub pools: Vec<String>,
     pub addresses: FixedAddresses,
     /// `None` follows the underlay.
     pub mtu: Option<Mtu>,
     pub labels: Labels,
     pub access: AccessSpec,
+    /// `None`: nobody's in particular.
+    pub owner: Option<Owner>,
 }
 
 impl WorkloadSpec {
@@ -318,8 +353,10 @@ impl WorkloadSpec {
         let attachment = self.attachment.difference(&other.attachment);
         if attachment.is_some() {
             attachment
-        } else if self.pool != other.pool {
-            Some("pool")
+        } else if self.owner != other.owner {
+            Some("owner")
+        } else if self.pools != other.pools {
+            Some("pools")
         } else if self.addresses != other.addresses {
             Some("addresses")
         } else if self.mtu != other.mtu {

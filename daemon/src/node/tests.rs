@@ -480,7 +480,7 @@ fn run(steps: Vec<Step>) {
                     0 => spec(),
                     1 => fixed("10.0.0.9"),
                     _ => super::WorkloadSpec {
-                        pool: Some("six".to_owned()),
+                        pools: vec!["six".to_owned()],
                         ..spec()
                     },
                 };

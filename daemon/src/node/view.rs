@@ -5,6 +5,7 @@ use std::{net::IpAddr, sync::Arc, time::SystemTime};
 use ipnet::IpNet;
 
 use super::{Drain, WorkloadId, WorkloadSpec};
+pub use crate::ipam::Closed;
 
 /// How far a workload has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +88,15 @@ pub struct BlockView {
     pub reason: String,
 }
 
+/// What an operator says of a pool beside the configuration. It stays across restarts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolOverride {
+    /// Nothing new is taken from it.
+    Disabled,
+    /// Besides, its blocks are given back as soon as they are empty.
+    Draining,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolView {
     pub name: String,
@@ -99,6 +109,26 @@ pub struct PoolView {
     pub blocks_held: u64,
     pub addresses_held: u64,
     pub addresses_used: u64,
+    pub addresses_cooling: u64,
+    pub addresses_reserved: u64,
+    /// In blocks that are not being given back.
+    pub addresses_free: u64,
+    /// Why nothing new comes from it.
+    pub closed: Option<Closed>,
+    pub reserved: Vec<IpNet>,
+    pub keep_ends_unused: bool,
+    pub max_blocks: Option<u32>,
+    /// As configured; empty: all.
+    pub node_selector: String,
+    pub workload_selector: String,
+}
+
+/// A pool and who has addresses of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolUsers {
+    pub pool: PoolView,
+    /// In order of id.
+    pub workloads: Vec<(WorkloadId, IpAddr)>,
 }
 
 /// Counts and readiness.

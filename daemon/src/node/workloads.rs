@@ -184,10 +184,12 @@ impl Node {
             // It may be held again by now.
             Pending::Orphan(cidr) if self.holds(now, *cidr) => return,
             Pending::Orphan(cidr) => vec![Record::DeleteBlock(*cidr)],
+            Pending::Cleanup(records) => records.clone(),
             Pending::Put { .. }
             | Pending::Release { .. }
             | Pending::Claim(_)
-            | Pending::Drain(..) => return,
+            | Pending::Drain(..)
+            | Pending::Pool(..) => return,
         };
         self.persist(pending, records);
     }

@@ -33,6 +33,7 @@ use crate::{
     node::{
         Caller, Drain, Error, Node, Output, Reply, Token,
         handle::{Added, IN_FLIGHT, Request, Watcher},
+        view::PoolUsers,
     },
     peers::{PeerEvent, PeersHandle},
     store::{Completions, Store},
@@ -58,6 +59,7 @@ enum Waiter {
     Add(oneshot::Sender<Result<Added, Error>>),
     Delete(oneshot::Sender<Result<bool, Error>>),
     Drain(oneshot::Sender<Result<Drain, Error>>),
+    Pool(oneshot::Sender<Result<PoolUsers, Error>>),
 }
 
 impl Waiter {
@@ -66,6 +68,7 @@ impl Waiter {
             Waiter::Add(reply) => reply.is_closed(),
             Waiter::Delete(reply) => reply.is_closed(),
             Waiter::Drain(reply) => reply.is_closed(),
+            Waiter::Pool(reply) => reply.is_closed(),
         }
     }
 }
@@ -269,6 +272,9 @@ impl Task {
                     (Some(Waiter::Drain(sender)), Reply::Drain(result)) => {
                         let _ = sender.send(result);
                     }
+                    (Some(Waiter::Pool(sender)), Reply::Pool(result)) => {
+                        let _ = sender.send(result.map(|users| *users));
+                    }
                     _ => {}
                 },
                 Output::Publish(event) => self.watchers.retain(|watcher| watcher.send(&event)),
@@ -347,6 +353,22 @@ impl Task {
                 None => {
                     let caller = self.caller(Waiter::Drain(reply));
                     self.node.handle_undrain(caller);
+                }
+            },
+            Request::SetPools {
+                pools,
+                settings,
+                reply,
+            } => {
+                let _ = reply.send(self.node.set_pools(now, &pools, &settings));
+            }
+            Request::PoolState { name, to, reply } => match refused {
+                Some(error) => {
+                    let _ = reply.send(Err(error));
+                }
+                None => {
+                    let caller = self.caller(Waiter::Pool(reply));
+                    self.node.handle_pool_state(now, caller, name, to);
                 }
             },
             Request::Get(id, reply) => {

@@ -3,6 +3,7 @@
 //! | table | key | value |
 //! |---|---|---|
 //! | `meta` | `schema`, `generation`, `sequence`, `drained` (ms) | number |
+//! | `meta` | `pool:` and the name of a pool | 0 nothing, 1 disabled, 2 draining |
 //! | `workloads` | id | [`WorkloadRow`] |
 //! | `blocks` | address (4 or 16 bytes) and prefix length | [`BlockRow`] |
 //! | `cooling` | address (4 or 16 bytes) | [`CoolingRow`] |
@@ -29,8 +30,8 @@ use crate::node::{
     WorkloadId, WorkloadSpec,
     access::AccessSpec,
     attachment::{Attachment, Inside, Mac, Namespace, Tap},
-    spec::{FixedAddresses, InterfaceName, Labels, Mtu, NamespaceName},
-    view::AssignedAddress,
+    spec::{FixedAddresses, InterfaceName, Labels, Mtu, NamespaceName, Owner},
+    view::{AssignedAddress, PoolOverride},
 };
 
 /// Of what this module writes.
@@ -58,7 +59,7 @@ struct WorkloadRow {
     netns_inode: u64,
     #[prost(string, tag = "9")]
     interface: String,
-    /// As asked for; empty: none.
+    /// The first that was asked for; empty: none.
     #[prost(string, tag = "10")]
     pool: String,
     #[prost(bytes = "vec", repeated, tag = "11")]
@@ -86,6 +87,12 @@ struct WorkloadRow {
     /// As the key of a block.
     #[prost(bytes = "vec", repeated, tag = "20")]
     allowed: Vec<Vec<u8>>,
+    /// Asked for besides `pool`.
+    #[prost(string, repeated, tag = "21")]
+    more_pools: Vec<String>,
+    /// Empty: none.
+    #[prost(string, tag = "22")]
+    owner: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -202,6 +209,26 @@ pub(super) fn decode_time(milliseconds: u64) -> Result<SystemTime, DecodeError> 
     time.map_or_else(|| bad(format_args!("{milliseconds} ms is no time")), Ok)
 }
 
+/// What the keys of [`PoolOverride`]s start with.
+pub(super) const POOL_KEY: &str = "pool:";
+
+pub(super) fn encode_override(to: Option<PoolOverride>) -> u64 {
+    match to {
+        None => 0,
+        Some(PoolOverride::Disabled) => 1,
+        Some(PoolOverride::Draining) => 2,
+    }
+}
+
+pub(super) fn decode_override(number: u64) -> Result<Option<PoolOverride>, DecodeError> {
+    match number {
+        0 => Ok(None),
+        1 => Ok(Some(PoolOverride::Disabled)),
+        2 => Ok(Some(PoolOverride::Draining)),
+        other => bad(format_args!("{other} is no state of a pool")),
+    }
+}
+
 pub(super) fn encode_workload(record: &WorkloadRecord) -> Vec<u8> {
     let spec = &record.spec;
     let assigned = |assigned: &AssignedAddress| AssignedRow {
@@ -213,7 +240,13 @@ pub(super) fn encode_workload(record: &WorkloadRecord) -> Vec<u8> {
         generation: record.generation,
         created_at_ms: encode_time(record.created_at),
         addresses: record.addresses.iter().map(assigned).collect(),
-        pool: spec.pool.clone().unwrap_or_default(),
+        pool: spec.pools.first().cloned().unwrap_or_default(),
+        more_pools: spec.pools.iter().skip(1).cloned().collect(),
+        owner: spec
+            .owner
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
         fixed_addresses: spec
             .addresses
             .as_slice()
@@ -373,7 +406,14 @@ pub(super) fn decode_workload(id: &str, bytes: &[u8]) -> Result<WorkloadRecord, 
         created_at: decode_time(row.created_at_ms)?,
         spec: Arc::new(WorkloadSpec {
             attachment,
-            pool: (!row.pool.is_empty()).then_some(row.pool),
+            pools: std::iter::once(row.pool)
+                .filter(|pool| !pool.is_empty())
+                .chain(row.more_pools)
+                .collect(),
+            owner: match row.owner.as_str() {
+                "" => None,
+                owner => Some(Owner::new(owner).map_err(|error| field("the owner", &error))?),
+            },
             addresses: FixedAddresses::new(fixed)
                 .map_err(|(_, error)| field("a fixed address", &error))?,
             mtu: mtu.map_err(|error| field("the MTU", &error))?,

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, time::SystemTime};
 use ipnet::IpNet;
 
 use super::record::{BlockRecord, CoolingRecord, Record, Recovered, WorkloadRecord};
-use crate::node::WorkloadId;
+use crate::node::{WorkloadId, view::PoolOverride};
 
 /// What the fake store has on disk.
 #[derive(Clone, Debug, Default)]
@@ -15,6 +15,7 @@ pub(crate) struct Disk {
     pub(crate) cooling: BTreeMap<IpAddr, CoolingRecord>,
     pub(crate) generation: u64,
     pub(crate) drained: Option<SystemTime>,
+    pub(crate) pools: BTreeMap<String, PoolOverride>,
 }
 
 impl Disk {
@@ -43,6 +44,12 @@ impl Disk {
                     self.generation = self.generation.max(generation);
                 }
                 Record::Drained(at) => self.drained = at,
+                Record::PoolOverride(name, Some(to)) => {
+                    self.pools.insert(name, to);
+                }
+                Record::PoolOverride(name, None) => {
+                    self.pools.remove(&name);
+                }
             }
         }
     }
@@ -54,6 +61,7 @@ impl Disk {
             cooling: self.cooling.values().cloned().collect(),
             generation: self.generation,
             drained: self.drained,
+            pools: self.pools.clone().into_iter().collect(),
         }
     }
 }

@@ -67,7 +67,8 @@ pub(super) enum Undo {
     Workload(String, Option<Vec<u8>>),
     Block(Vec<u8>, Option<Vec<u8>>),
     Cooling(Vec<u8>, Option<Vec<u8>>),
-    Drained(u64),
+    /// Of the table of numbers.
+    Number(String, u64),
 }
 
 /// Anything redb complains about while reading or writing.
@@ -461,6 +462,15 @@ fn read(file: &Path, database: &Database) -> Result<(Recovered, u64), StoreError
             Some(at.map_err(|error| undecodable("the time of a drain", error))?)
         }
     };
+    for row in meta.iter().map_err(storage)? {
+        let (key, value) = row.map_err(storage)?;
+        let Some(name) = key.value().strip_prefix(codec::POOL_KEY) else {
+            continue;
+        };
+        let to = codec::decode_override(value.value())
+            .map_err(|error| undecodable(&format!("pool {name}"), error))?;
+        recovered.pools.extend(to.map(|to| (name.to_owned(), to)));
+    }
     let sequence = number("sequence")?;
     Ok((recovered, sequence))
 }
@@ -521,7 +531,15 @@ pub(super) fn write<'r>(
                 Record::Drained(at) => {
                     let value = at.map_or(0, codec::encode_time);
                     let old = meta.insert("drained", value)?.map_or(0, |old| old.value());
-                    undo.push(Undo::Drained(old));
+                    undo.push(Undo::Number("drained".to_owned(), old));
+                }
+                Record::PoolOverride(name, to) => {
+                    let key = format!("{}{name}", codec::POOL_KEY);
+                    let value = codec::encode_override(*to);
+                    let old = meta
+                        .insert(key.as_str(), value)?
+                        .map_or(0, |old| old.value());
+                    undo.push(Undo::Number(key, old));
                 }
             }
         }
@@ -563,8 +581,8 @@ fn take_back(database: &Database, batch: &Doubtful) -> Result<(), Failure> {
                 Undo::Cooling(key, None) => {
                     cooling.remove(key.as_slice())?;
                 }
-                Undo::Drained(old) => {
-                    meta.insert("drained", old)?;
+                Undo::Number(key, old) => {
+                    meta.insert(key.as_str(), old)?;
                 }
             }
         }

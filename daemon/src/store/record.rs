@@ -4,7 +4,10 @@ use std::{net::IpAddr, sync::Arc, time::SystemTime};
 
 use ipnet::IpNet;
 
-use crate::node::{WorkloadId, WorkloadSpec, view::AssignedAddress};
+use crate::node::{
+    WorkloadId, WorkloadSpec,
+    view::{AssignedAddress, PoolOverride},
+};
 
 /// One change of the stored state. Changes submitted together become durable together or not at
 /// all, and are applied in their order.
@@ -26,6 +29,8 @@ pub enum Record {
     /// The node is out of the network, or will be at this time; kept with a resolution of a
     /// millisecond. `None`: it is not.
     Drained(Option<SystemTime>),
+    /// What an operator said of the pool of that name. `None`: nothing any more.
+    PoolOverride(String, Option<PoolOverride>),
 }
 
 /// A workload and the addresses it holds.
@@ -72,4 +77,6 @@ pub struct Recovered {
     pub generation: u64,
     /// See [`Record::Drained`].
     pub drained: Option<SystemTime>,
+    /// By name of the pool.
+    pub pools: Vec<(String, PoolOverride)>,
 }

@@ -159,27 +159,18 @@ impl Network for MadeUp {
 /// Answers requests by a node core to which everything succeeds at once.
 async fn obliging(mut requests: mpsc::Receiver<Request>) {
     let pools = [config::Pool {
-        name: "default".to_owned(),
-        cidr: net("10.0.0.0/24"),
-        block_size: 26,
-        disabled: false,
-        nat_outgoing: false,
-        encapsulation: Default::default(),
-        encapsulation_scope: Default::default(),
         reserved: vec![net("10.0.0.0/32")],
         claim: vec![net("10.0.0.0/26")],
+        ..config::Pool::new("default", net("10.0.0.0/24"), 26)
     }];
-    let settings = config::Ipam {
-        cooldown: Duration::from_secs(130),
-        claim_ahead: 75,
-        release_empty_after: Duration::from_secs(600),
-    };
+    let settings = config::Ipam::default();
     let (mut node, _) = Node::recover(Now::read(), &pools, &[], &settings, Default::default());
     node.handle_dataplane(Now::read(), Event::Started);
     let mut watchers: Vec<Watcher> = Vec::new();
     let mut adds = Vec::new();
     let mut deletes = Vec::new();
     let mut drains = VecDeque::new();
+    let mut pools_asked = VecDeque::new();
     loop {
         let now = Now::read();
         while let Some(output) = node.poll_output() {
@@ -218,6 +209,13 @@ async fn obliging(mut requests: mpsc::Receiver<Request>) {
                     let reply: oneshot::Sender<_> = drains.pop_front().unwrap();
                     drop(reply.send(result));
                 }
+                Output::Reply {
+                    reply: Reply::Pool(result),
+                    ..
+                } => {
+                    let reply: oneshot::Sender<_> = pools_asked.pop_front().unwrap();
+                    drop(reply.send(result.map(|users| *users)));
+                }
                 Output::Reply { caller, reply } => answer(caller, reply, &mut adds, &mut deletes),
             }
         }
@@ -252,6 +250,15 @@ async fn obliging(mut requests: mpsc::Receiver<Request>) {
                 drains.push_back(reply);
                 node.handle_undrain(Caller(u64::MAX));
             }
+            Request::SetPools {
+                pools,
+                settings,
+                reply,
+            } => drop(reply.send(node.set_pools(now, &pools, &settings))),
+            Request::PoolState { name, to, reply } => {
+                pools_asked.push_back(reply);
+                node.handle_pool_state(now, Caller(u64::MAX), name, to);
+            }
             Request::Get(id, reply) => drop(reply.send(node.workload(&id))),
             Request::List(reply) => drop(reply.send(node.workloads())),
             Request::Watch(reply) => {
@@ -278,7 +285,7 @@ fn answer(caller: Caller, reply: Reply, adds: &mut Waiting<Added>, deletes: &mut
         Reply::Deleted(result) => {
             let _ = deletes[index].take().unwrap().send(result);
         }
-        Reply::Drain(_) => unreachable!("answered in order"),
+        Reply::Drain(_) | Reply::Pool(_) => unreachable!("answered in order"),
     }
 }
 

@@ -22,24 +22,13 @@ pub(super) struct Bench {
 
 pub(super) fn pool(name: &str, cidr: &str, block_size: u8, claim: &[&str]) -> config::Pool {
     config::Pool {
-        name: name.into(),
-        cidr: cidr.parse().unwrap(),
-        block_size,
-        disabled: false,
-        nat_outgoing: false,
-        encapsulation: Default::default(),
-        encapsulation_scope: Default::default(),
-        reserved: Vec::new(),
         claim: claim.iter().map(|range| range.parse().unwrap()).collect(),
+        ..config::Pool::new(name, cidr.parse().unwrap(), block_size)
     }
 }
 
 pub(super) fn settings() -> config::Ipam {
-    config::Ipam {
-        cooldown: Duration::from_secs(130),
-        claim_ahead: 75,
-        release_empty_after: Duration::from_secs(600),
-    }
+    config::Ipam::default()
 }
 
 pub(super) fn id(name: &str) -> WorkloadId {
@@ -215,9 +204,10 @@ fn an_address_is_not_given_to_another_workload_before_its_cool_down_is_over() {
     let error = bench.add("e").unwrap_err();
     assert_eq!(
         error.to_string(),
-        "pool \"p\" has no free address on this node: 1 block(s) of 4 addresses, 3 in use, 1 cooling \
-         down, 0 reserved, and no further block to claim; the next is free in 1 s; a further range \
-         in ipam.claim, or deleting workloads, would help"
+        "pool \"p\" (10.0.0.0/24) has no free address on this node: 1 block(s) of 4 addresses, 3 in use, 1 cooling \
+         down, 0 reserved; no further /30 block is left in its claim range 10.0.0.0/30; what would \
+         help: waiting: 1 cooling address(es), the next is free in 1 s, or deleting workloads, or a \
+         further range of the pool in ipam.claim"
     );
     bench.advance(1);
     assert_eq!(bench.add("e").unwrap(), [ip("10.0.0.1")]);
@@ -258,13 +248,19 @@ fn blocks_fill_one_after_the_other_until_nothing_is_left() {
         *exhausted,
         Exhausted {
             pool: "default".into(),
+            cidr: net("10.244.0.0/16"),
+            block_size: 26,
             blocks: 4,
-            blocks_claimable: 4,
+            blocks_leaving: 0,
+            in_claim: 4,
+            max_blocks: None,
+            claim: vec![net("10.244.1.0/24")],
             addresses: 256,
             used: 256,
             cooling: 0,
             reserved: 0,
             next_free_in: None,
+            also: Vec::new(),
         }
     );
 }
@@ -346,7 +342,7 @@ fn fixed_addresses_are_refused_with_the_reason() {
         (
             None,
             "10.244.1.9",
-            "10.244.1.9 is reserved by the configuration of pool \"default\"",
+            "10.244.1.9 is kept unused by the configuration of pool \"default\"",
         ),
         (
             None,
@@ -363,7 +359,7 @@ fn fixed_addresses_are_refused_with_the_reason() {
         (
             None,
             "10.9.0.1",
-            "pool \"off\" is disabled; workloads keep their addresses, new ones get none",
+            "pool \"off\" is disabled in the configuration; workloads keep their addresses, new ones get none",
         ),
         (
             Some("six"),
@@ -510,7 +506,8 @@ fn recovered_workload(name: &str, generation: u64, address: &str, block: &str) -
                         interface: spec::InterfaceName::new("eth0").unwrap(),
                     },
                 ),
-                pool: None,
+                pools: Vec::new(),
+                owner: None,
                 addresses: spec::FixedAddresses::default(),
                 mtu: None,
                 labels: spec::Labels::default(),
@@ -531,6 +528,7 @@ fn recovered_workload(name: &str, generation: u64, address: &str, block: &str) -
         cooling: Vec::new(),
         generation,
         drained: None,
+        pools: Vec::new(),
     }
 }
 

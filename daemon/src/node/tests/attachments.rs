@@ -222,7 +222,7 @@ fn bridged_workloads_have_addresses_of_the_bridge_that_nobody_else_knows() {
         matches!(world.add_error(unknown), Error::BridgeNotFound { configured, .. } if configured == "apps0")
     );
     let mut pooled = spec();
-    pooled.pool = Some("bridge:apps0:ipv4".to_owned());
+    pooled.pools = vec!["bridge:apps0:ipv4".to_owned()];
     let refused = world.add("c", pooled, WaitFor::Programmed);
     assert!(matches!(
         world.add_error(refused),

@@ -8,9 +8,7 @@ use std::{
     time::{Duration, Instant, UNIX_EPOCH},
 };
 
-use dataplane::desired::{
-    Detail, Encapsulation, Event, Failure, FailureKind, Netns, Object, ObjectId, Scope, Source,
-};
+use dataplane::desired::{Detail, Event, Failure, FailureKind, Netns, Object, ObjectId, Source};
 use ipnet::IpNet;
 
 use crate::node::attachment::{Attachment, Inside, Namespace};
@@ -47,7 +45,8 @@ pub(super) fn spec() -> WorkloadSpec {
             },
             interface: InterfaceName::default(),
         }),
-        pool: None,
+        pools: Vec::new(),
+        owner: None,
         addresses: FixedAddresses::default(),
         mtu: None,
         labels: Labels::default(),
@@ -105,15 +104,8 @@ fn bridges() -> Vec<config::Bridge> {
 
 fn pools() -> Vec<config::Pool> {
     let pool = |name: &str, cidr, block_size, claim| config::Pool {
-        name: name.to_owned(),
-        cidr: net(cidr),
-        block_size,
-        disabled: false,
-        nat_outgoing: false,
-        encapsulation: Encapsulation::None,
-        encapsulation_scope: Scope::Always,
-        reserved: Vec::new(),
         claim: vec![net(claim)],
+        ..config::Pool::new(name, net(cidr), block_size)
     };
     vec![
         pool("four", "10.0.0.0/24", 30, "10.0.0.0/28"),
@@ -125,6 +117,7 @@ const SETTINGS: config::Ipam = config::Ipam {
     cooldown: Duration::from_secs(2),
     claim_ahead: 75,
     release_empty_after: Duration::from_secs(20),
+    release_unnamed_after: Duration::from_secs(10),
 };
 
 #[derive(Clone, Debug)]

@@ -16,7 +16,7 @@ use super::*;
 use crate::node::{
     WorkloadId, WorkloadSpec,
     spec::{FixedAddresses, InterfaceName, Labels, Mtu, NamespaceName},
-    view::AssignedAddress,
+    view::{AssignedAddress, PoolOverride},
 };
 
 fn time(milliseconds: u64) -> SystemTime {
@@ -51,7 +51,7 @@ fn workload(name: &str, generation: u64) -> WorkloadRecord {
                     interface: InterfaceName::new("eth0").unwrap(),
                 },
             ),
-            pool: Some("default".to_owned()),
+            pools: vec!["default".to_owned(), "six".to_owned()],
             addresses: FixedAddresses::new(vec!["10.244.1.7".parse().unwrap()]).unwrap(),
             mtu: Some(Mtu::new(1400).unwrap()),
             labels: Labels::new(labels).unwrap(),
@@ -60,6 +60,7 @@ fn workload(name: &str, generation: u64) -> WorkloadRecord {
                 vec!["192.0.2.0/24".parse().unwrap()],
             )
             .unwrap(),
+            owner: Some(crate::node::spec::Owner::new("nomad").unwrap()),
         }),
         addresses: vec![
             AssignedAddress {
@@ -118,6 +119,9 @@ fn what_was_stored_is_recovered() {
         vec![
             Record::Generation(9),
             Record::Drained(Some(time(77))),
+            Record::PoolOverride("a".to_owned(), Some(PoolOverride::Disabled)),
+            Record::PoolOverride("b".to_owned(), Some(PoolOverride::Draining)),
+            Record::PoolOverride("gone".to_owned(), Some(PoolOverride::Draining)),
             Record::PutBlock(block("fd00::/122")),
             Record::PutBlock(block("10.244.1.64/26")),
             Record::PutBlock(block("10.244.1.0/26")),
@@ -136,6 +140,7 @@ fn what_was_stored_is_recovered() {
             Record::DeleteWorkload(WorkloadId::new("never").unwrap()),
             Record::DeleteBlock("10.244.1.64/26".parse::<IpNet>().unwrap()),
             Record::DeleteCooling("10.244.1.8".parse::<IpAddr>().unwrap()),
+            Record::PoolOverride("gone".to_owned(), None),
         ],
     );
     drop(store);
@@ -148,6 +153,10 @@ fn what_was_stored_is_recovered() {
             cooling: vec![cooling("10.244.1.9")],
             generation: 9,
             drained: Some(time(77)),
+            pools: vec![
+                ("a".to_owned(), PoolOverride::Disabled),
+                ("b".to_owned(), PoolOverride::Draining),
+            ],
         }
     );
 }
