@@ -77,11 +77,7 @@ fn at_rest(lab: &Lab) -> Result<()> {
          until it has audited the kernel once.",
     );
     let count = 100_000;
-    let idle = routes::idle(
-        lab,
-        Prefixes { v6: false, count },
-        Duration::from_secs(400),
-    )?;
+    let idle = routes::idle(lab, Prefixes { v6: false, count }, Duration::from_secs(400))?;
     let share = 100.0 * idle.processor.as_secs_f64() / idle.watched.as_secs_f64();
     page.table(
         "What it costs",

@@ -101,6 +101,7 @@ impl Changes {
                     }
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                        self.namespaces.doubt();
                         self.queue.push_back(ChangeEvent::Overrun);
                     }
                     Err(error) => {

@@ -87,25 +87,52 @@ pub enum OpenError {
 /// it is held for one look-up.
 #[derive(Debug, Default)]
 struct Namespaces {
-    by_nsid: Mutex<HashMap<i32, Netns>>,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    by_nsid: HashMap<i32, Netns>,
+    /// By device and inode.
+    nsids: HashMap<(u64, u64), i32>,
 }
 
 impl Namespaces {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn learn(&self, nsid: i32, netns: &Netns) {
-        let mut map = self.by_nsid.lock().unwrap_or_else(PoisonError::into_inner);
-        if map.get(&nsid) != Some(netns) {
-            map.insert(nsid, netns.clone());
+        let mut known = self.lock();
+        known.nsids.insert((netns.device, netns.inode), nsid);
+        if known.by_nsid.get(&nsid) != Some(netns) {
+            known.by_nsid.insert(nsid, netns.clone());
         }
     }
 
     fn forget(&self, nsid: i32) {
-        let mut map = self.by_nsid.lock().unwrap_or_else(PoisonError::into_inner);
-        map.remove(&nsid);
+        let mut known = self.lock();
+        if let Some(netns) = known.by_nsid.remove(&nsid) {
+            known.nsids.remove(&(netns.device, netns.inode));
+        }
+    }
+
+    /// Some may be gone of which nothing was heard: all are asked for again.
+    fn doubt(&self) {
+        self.lock().nsids.clear();
     }
 
     fn get(&self, nsid: i32) -> Option<Netns> {
-        let map = self.by_nsid.lock().unwrap_or_else(PoisonError::into_inner);
-        map.get(&nsid).cloned()
+        self.lock().by_nsid.get(&nsid).cloned()
+    }
+
+    /// Asking the kernel for a number takes the longer the more there are.
+    fn is_known(&self, netns: &Netns) -> bool {
+        let known = self.lock();
+        known
+            .nsids
+            .get(&(netns.device, netns.inode))
+            .is_some_and(|nsid| known.by_nsid.get(nsid) == Some(netns))
     }
 }
 

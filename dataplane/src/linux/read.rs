@@ -112,6 +112,9 @@ impl Reader {
     /// Without a number the listener does not hear of a namespace. Failing here is no failure of
     /// the query: the slow audit finds what is not heard.
     fn learn_nsid(&mut self, host: &Socket, file: &File, netns: &Netns) {
+        if self.0.namespaces.is_known(netns) {
+            return;
+        }
         for number in [false, true] {
             let op = [Op::DeleteLinks(Vec::new())];
             let mut answers = Answers::new(&op);

@@ -452,11 +452,9 @@ impl Reconciler {
             .and_then(|name| inside.links.iter().find(|link| link.name == name));
         if let Some(taken) = taken {
             // That of a workload that is gone, but for the link?
-            let leaving = taken
-                .peer_index
-                .is_some_and(|peer| self.reap.contains(&peer));
-            if leaving {
-                self.reap_now = true;
+            let leaving = taken.peer_index.filter(|peer| self.reap.contains(*peer));
+            if let Some(peer) = leaving {
+                self.reap_soon(peer);
                 self.stage(id, Stage::AwaitReap);
                 return;
             }

@@ -8,7 +8,8 @@
 //! * `tunnel`: tunnels to other nodes; `tunnel_plan`, `tunnel_view`: the parts of plan,
 //!   results and views about them.
 //! * `plan`: what is written and read next; `routes`: the part about routes and nexthop objects;
-//!   `results`: what the answers mean; `retry`: what waits for time to pass.
+//!   `results`: what the answers mean; `retry`: what waits for time to pass; `reap`: links to be
+//!   deleted together.
 
 mod attach;
 mod bridges;
@@ -16,6 +17,7 @@ mod lifecycle;
 mod nexthops;
 mod observe;
 mod plan;
+mod reap;
 mod resolve;
 mod results;
 mod retry;
@@ -47,6 +49,7 @@ use self::{
     lifecycle::State,
     nexthops::NextHops,
     plan::Round,
+    reap::Reaper,
     retry::jitter,
     table::{Hash, NONE, Table},
     tunnel::Tunnels,
@@ -88,7 +91,7 @@ pub struct Config {
     pub audit_interval: Duration,
     /// Links of removed workloads are collected for this long before they are deleted together.
     pub reap_delay: Duration,
-    /// ... or until there are so many.
+    /// ... or until there are so many. A part of that while workloads are being added.
     pub reap_group: usize,
     /// Seed of all jitter and of the choice of interface indexes.
     pub seed: u64,
@@ -183,9 +186,7 @@ pub struct Reconciler {
     /// Workloads that are still to be read by an audit.
     audit_queue: Vec<Arc<str>>,
     global_writes: Vec<Op>,
-    reap: IndexSet<u32, Hash>,
-    reap_since: Option<Instant>,
-    reap_now: bool,
+    reap: Reaper,
     resolve_dirty: bool,
     mtu_dirty: bool,
     sweeps: Vec<(Source, usize)>,
@@ -282,9 +283,7 @@ impl Reconciler {
             read_globals: false,
             audit_queue: Vec::new(),
             global_writes: Vec::new(),
-            reap: IndexSet::default(),
-            reap_since: None,
-            reap_now: false,
+            reap: Reaper::default(),
             resolve_dirty: false,
             mtu_dirty: false,
             sweeps: Vec::new(),
@@ -427,7 +426,7 @@ impl Reconciler {
                     .filter(|link| {
                         values::is_own_link(link)
                             && !self.by_host_name.contains_key(&link.name)
-                            && !self.reap.contains(&link.index)
+                            && !self.reap.contains(link.index)
                     })
                     .map(|link| link.index)
                     .collect();
@@ -564,13 +563,6 @@ impl Reconciler {
         self.overruns += 1;
         self.refresh = true;
         self.read_inside = true;
-    }
-
-    fn reap_later(&mut self, index: u32) {
-        self.reap.insert(index);
-        if self.reap_since.is_none() {
-            self.reap_since = Some(self.now + self.config.reap_delay);
-        }
     }
 
     fn update_mtu(&mut self) {

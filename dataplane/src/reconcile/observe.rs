@@ -54,7 +54,7 @@ impl Reconciler {
             self.forget_tunnel(index, &link.name);
         }
         self.addresses.remove(&index);
-        self.reap.swap_remove(&index);
+        self.reap.forget(index);
         self.lose_link(index, true);
     }
 
@@ -142,7 +142,7 @@ impl Reconciler {
             && self.is_synced(Source::Workload)
             && !self.by_index.contains_key(&link.index)
             && !self.by_host_name.contains_key(&link.name)
-            && !self.reap.contains(&link.index)
+            && !self.reap.contains(link.index)
         {
             self.reap_later(link.index);
         }
@@ -151,7 +151,7 @@ impl Reconciler {
     fn link_deleted(&mut self, index: u32) {
         let name = self.links.get(&index).map(|link| link.name.clone());
         self.tunnels.disturbed |= self.tunnel_of(index).is_some();
-        let awaited = self.reap.contains(&index);
+        let awaited = self.reap.contains(index);
         self.forget_link(index);
         self.mtu_dirty = true;
         if awaited {
@@ -406,7 +406,7 @@ impl Reconciler {
             return;
         }
         self.note_globals(&snapshot.sysctls, true);
-        self.reap.retain(|index| self.links.contains_key(index));
+        self.reap.retain(|index| self.links.contains_key(&index));
         self.wake_awaiting();
         self.audit_workloads(&snapshot.neighbours);
         let links: Vec<Link> = self.links.values().cloned().collect();

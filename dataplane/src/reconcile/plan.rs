@@ -220,15 +220,13 @@ impl Reconciler {
     fn start_apply(&mut self) -> bool {
         let mut batch = Batch::default();
         // Links wait until nothing else is to be written, but not for ever.
-        let overdue = self
-            .reap_since
-            .is_some_and(|since| self.now >= since + 4 * self.config.reap_delay);
-        if overdue || self.reap.len() >= self.config.reap_group {
+        if self.reap.is_overdue(self.now, &self.config) {
             self.plan_reap(&mut batch);
         }
         if batch.len() != 0 {
             return self.send(batch);
         }
+        self.reap.note_turn();
         for op in std::mem::take(&mut self.global_writes) {
             batch.host.push((op, Tag::Global));
         }
@@ -326,14 +324,13 @@ impl Reconciler {
             if !spec.is_link(&link) && is_link_of(&link, id) {
                 // Left by an earlier run, and of another kind.
                 self.unroute_link(link.index);
-                self.reap_later(link.index);
-                self.reap_now = true;
+                self.reap_soon(link.index);
                 self.stage(id, Stage::AwaitReap);
             } else if !spec.is_link(&link) {
                 let text = format!("an interface named {} exists, without our mark", link.name);
                 self.fail_workload(id, FailureKind::Conflict, text);
-            } else if self.reap.contains(&link.index) {
-                self.reap_now = true;
+            } else if self.reap.contains(link.index) {
+                self.reap_soon(link.index);
                 self.stage(id, Stage::AwaitReap);
             } else {
                 self.bind(id, link.index, link.peer_index.unwrap_or(0));
@@ -342,6 +339,7 @@ impl Reconciler {
             return;
         }
         let (index, peer) = self.choose_indexes();
+        self.reap.note_added(self.now);
         self.bind(id, index, peer);
         let Some(state) = self.workloads.get(id) else {
             return;
@@ -417,20 +415,5 @@ impl Reconciler {
         if batch.rest.len() == before {
             self.unrouted(id);
         }
-    }
-
-    fn plan_reap(&mut self, batch: &mut Batch) {
-        let due = self.reap_since.is_some_and(|since| self.now >= since);
-        if self.reap.is_empty()
-            || !(due || self.reap_now || self.reap.len() >= self.config.reap_group)
-        {
-            return;
-        }
-        self.reap_now = false;
-        self.reap_since = None;
-        let count = self.reap.len().min(self.config.reap_group);
-        let indexes: Vec<u32> = self.reap.iter().take(count).copied().collect();
-        let op = Op::DeleteLinks(indexes.clone());
-        batch.rest.push((op, Tag::Reap(indexes)));
     }
 }

@@ -242,22 +242,6 @@ impl Reconciler {
         }
     }
 
-    fn reaped(&mut self, indexes: Vec<u32>, result: OpResult) {
-        if let Err(error) = result {
-            tracing::warn!(%error, "cannot delete links");
-            self.reap_since = Some(self.now + std::time::Duration::from_secs(1));
-            return;
-        }
-        for index in indexes {
-            self.reap.swap_remove(&index);
-            self.forget_link(index);
-        }
-        if !self.reap.is_empty() && self.reap_since.is_none() {
-            self.reap_since = Some(self.now);
-        }
-        self.wake_awaiting();
-    }
-
     /// Workloads whose predecessors' links are gone now.
     pub(super) fn wake_awaiting(&mut self) {
         let waiting: Vec<Arc<str>> = self

@@ -130,7 +130,7 @@ impl Reconciler {
     /// When [`handle_timeout`](Self::handle_timeout) is to be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let reap = match self.round {
-            Round::None => self.reap_since.filter(|_| !self.reap.is_empty()),
+            Round::None => self.reap.timeout(),
             _ => None,
         };
         [

@@ -26,9 +26,10 @@ impl Difference {
 
     /// Whether IPv6 was found switched off, which is not expected of a new interface.
     pub(in super::super) fn switches_ipv6_on(&self) -> bool {
-        self.host.iter().chain(&self.inside).any(|op| {
-            matches!(op, Op::WriteSysctl { path, .. } if path.ends_with("/disable_ipv6"))
-        })
+        self.host
+            .iter()
+            .chain(&self.inside)
+            .any(|op| matches!(op, Op::WriteSysctl { path, .. } if path.ends_with("/disable_ipv6")))
     }
 }
 

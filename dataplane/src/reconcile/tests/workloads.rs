@@ -198,6 +198,7 @@ fn links_are_reaped_in_one_operation() {
         world.reconciler.set(world.now, object);
     }
     world.run();
+    world.pass(Duration::from_secs(2));
     world.batches.clear();
     for number in 0..40 {
         let id = workload_id(&format!("w{number}"));
@@ -208,6 +209,52 @@ fn links_are_reaped_in_one_operation() {
     world.pass(Duration::from_secs(1));
     assert_eq!(world.batches.len(), 2);
     assert!(matches!(world.batches[1].as_slice(), [Op::DeleteLinks(links)] if links.len() == 40));
+}
+
+#[test]
+fn while_workloads_are_added_links_are_reaped_a_few_at_a_time() {
+    let mut kernel = kernel();
+    for space in 0..300 {
+        kernel.add_namespace(space);
+    }
+    let mut world = World::new(kernel);
+    let add = |world: &mut World, number: u64| {
+        let [_, .., high, low] = number.to_be_bytes();
+        let address = format!("10.0.{high}.{low}");
+        let object = workload(&format!("w{number}"), number, &[&address]);
+        world.reconciler.set(world.now, object);
+    };
+    for number in 0..200 {
+        add(&mut world, number);
+    }
+    world.run();
+    for number in 0..200 {
+        let id = workload_id(&format!("w{number}"));
+        world.reconciler.remove(world.now, id);
+    }
+    for number in 200..300 {
+        world.batches.clear();
+        add(&mut world, number);
+        world.run();
+        world.pass(Duration::from_millis(10));
+        let reaped: Vec<usize> = world
+            .batches
+            .iter()
+            .flatten()
+            .filter_map(|op| match op {
+                Op::DeleteLinks(links) => Some(links.len()),
+                _ => None,
+            })
+            .collect();
+        assert!(reaped.len() <= 1, "no rest between groups: {reaped:?}");
+        assert!(reaped.iter().all(|links| *links <= 32), "{reaped:?}");
+        let ObjectStatus::Programmed(_) = world.status_of(&format!("w{number}")) else {
+            panic!("an add waits for links to be deleted");
+        };
+    }
+    assert_eq!(world.reconciler.status().links_to_reap, 0);
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.kernel.host.links.len(), 2 + 100);
 }
 
 #[test]

@@ -1,0 +1,171 @@
+//! Links of removed workloads: collected, and deleted together when there is time.
+//!
+//! Deleting links holds the kernel's RTNL lock while it waits for RCU grace periods, some 20 ms
+//! however many they are, and then takes about a millisecond for each. Nobody waits for it, so alone
+//! large groups are best. While workloads are being added they would wait for a whole group: then
+//! groups are small, and between two of them is more time than one took.
+
+use std::time::{Duration, Instant};
+
+use indexmap::IndexSet;
+
+use super::{
+    Config, Reconciler,
+    plan::{Batch, Tag},
+    table::Hash,
+};
+use crate::kernel::{Op, OpResult};
+
+/// For so long after an add, others are expected.
+const BUSY: Duration = Duration::from_secs(1);
+/// A group of this share while workloads are being added.
+const SHARE: usize = 8;
+/// Rest after such a group, in times that it took.
+const REST: u32 = 3;
+/// With so many whole groups waiting, links come faster than they go that way.
+const PRESSING: usize = 16;
+
+#[derive(Debug, Default)]
+pub(super) struct Reaper {
+    links: IndexSet<u32, Hash>,
+    /// When those that wait are to go.
+    due: Option<Instant>,
+    /// Somebody waits for the first ones.
+    awaited: bool,
+    /// Begin of the group under way.
+    began: Option<Instant>,
+    /// End of the rest.
+    rest: Option<Instant>,
+    /// The last batch was a group: it is the others' turn.
+    turn: bool,
+    /// When a link was made last.
+    added: Option<Instant>,
+}
+
+impl Reaper {
+    pub(super) fn len(&self) -> usize {
+        self.links.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.links.is_empty()
+    }
+
+    pub(super) fn contains(&self, index: u32) -> bool {
+        self.links.contains(&index)
+    }
+
+    pub(super) fn forget(&mut self, index: u32) {
+        self.links.shift_remove(&index);
+    }
+
+    pub(super) fn retain(&mut self, stands: impl Fn(u32) -> bool) {
+        self.links.retain(|index| stands(*index));
+    }
+
+    /// A link is being made.
+    pub(super) fn note_added(&mut self, now: Instant) {
+        self.added = Some(now);
+    }
+
+    /// Some other batch goes out.
+    pub(super) fn note_turn(&mut self) {
+        self.turn = false;
+    }
+
+    /// When the next group is due.
+    pub(super) fn timeout(&self) -> Option<Instant> {
+        let due = self.due.filter(|_| !self.links.is_empty())?;
+        Some(self.rest.map_or(due, |rest| due.max(rest)))
+    }
+
+    fn is_busy(&self, now: Instant, config: &Config) -> bool {
+        self.links.len() < PRESSING * config.reap_group
+            && self.added.is_some_and(|added| now < added + BUSY)
+    }
+
+    fn group(&self, now: Instant, config: &Config) -> usize {
+        match self.awaited || self.is_busy(now, config) {
+            true => (config.reap_group / SHARE).max(1),
+            false => config.reap_group,
+        }
+    }
+
+    /// Whether a group goes before other work: it has waited long, or there are enough.
+    pub(super) fn is_overdue(&self, now: Instant, config: &Config) -> bool {
+        let late = self
+            .due
+            .is_some_and(|due| now >= due + 4 * config.reap_delay);
+        let enough = self.links.len() >= self.group(now, config);
+        !self.turn && (late || enough) && self.is_rested(now)
+    }
+
+    fn is_rested(&self, now: Instant) -> bool {
+        self.rest.is_none_or(|rest| now >= rest)
+    }
+
+    fn take(&mut self, now: Instant, config: &Config) -> Option<Vec<u32>> {
+        let group = self.group(now, config);
+        let due = self.due.is_some_and(|due| now >= due) || self.links.len() >= group;
+        let wanted = self.awaited || due && self.is_rested(now);
+        if self.links.is_empty() || !wanted {
+            return None;
+        }
+        self.awaited = false;
+        self.due = None;
+        self.turn = true;
+        self.began = Some(now);
+        Some(self.links.iter().take(group).copied().collect())
+    }
+
+    fn done(&mut self, now: Instant, config: &Config) {
+        let busy = self.is_busy(now, config);
+        let took = self
+            .began
+            .take()
+            .map_or(Duration::ZERO, |began| now - began);
+        self.rest = busy.then(|| now + (took * REST).max(config.reap_delay));
+        if !self.links.is_empty() && self.due.is_none() {
+            self.due = Some(now);
+        }
+    }
+}
+
+impl Reconciler {
+    pub(super) fn reap_later(&mut self, index: u32) {
+        self.reap.links.insert(index);
+        if self.reap.due.is_none() {
+            self.reap.due = Some(self.now + self.config.reap_delay);
+        }
+    }
+
+    /// A workload waits until this link is gone.
+    pub(super) fn reap_soon(&mut self, index: u32) {
+        self.reap_later(index);
+        if let Some(position) = self.reap.links.get_index_of(&index) {
+            self.reap.links.move_index(position, 0);
+        }
+        self.reap.awaited = true;
+    }
+
+    pub(super) fn plan_reap(&mut self, batch: &mut Batch) {
+        if let Some(indexes) = self.reap.take(self.now, &self.config) {
+            let op = Op::DeleteLinks(indexes.clone());
+            batch.rest.push((op, Tag::Reap(indexes)));
+        }
+    }
+
+    pub(super) fn reaped(&mut self, indexes: Vec<u32>, result: OpResult) {
+        if let Err(error) = result {
+            tracing::warn!(%error, "cannot delete links");
+            self.reap.due = Some(self.now + Duration::from_secs(1));
+            return;
+        }
+        for index in indexes {
+            self.reap.forget(index);
+            self.forget_link(index);
+        }
+        self.reap.done(self.now, &self.config);
+        self.wake_awaiting();
+    }
+}
