@@ -363,7 +363,7 @@ impl<'a> Want<'a> {
         if !self.addresses().iter().any(IpAddr::is_ipv6) {
             return Vec::new();
         }
-        let on_a_bridge = matches!(self.kind(), Kind::Bridged(_));
+        let on_a_bridge = matches!(self.kind(), Way::Bridged(_));
         let more = [("accept_dad", "0"), ("accept_ra", "0")];
         std::iter::once(("disable_ipv6", "0"))
             .chain(more.into_iter().filter(|_| on_a_bridge))
