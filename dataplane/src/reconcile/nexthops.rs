@@ -8,8 +8,12 @@
 //! What is a next hop to one pool need not lead the same way for another (see `tunnel`), so all this
 //! goes by next hop and class.
 //!
-//! Ids are taken from a private range. After a restart the objects are known by their content: a set
-//! takes over the object that its first route points to when that has the content that it would get.
+//! A next hop that BGP has no path with any more is left out of all groups at once, ahead of the word
+//! about each route: the sets shrink in place, and routes that are then told the smaller set point to
+//! it already. So one set can have several objects, and a route keeps the one that it points to.
+//!
+//! Ids are taken from a private range. After a restart the objects are known by their content: a route
+//! keeps the object that it points to when that has the content that it would get.
 
 use hashbrown::{HashMap, HashSet};
 use ipnet::IpNet;
@@ -70,7 +74,8 @@ pub(super) struct NextHops {
     pub(super) hops: BTreeMap<HopKey, NextHopEntry>,
     /// By the id of their object.
     sets: HashMap<u32, Set, Hash>,
-    set_ids: HashMap<(Class, Members), u32, Hash>,
+    /// Objects of a set, the one that new routes get first.
+    set_ids: HashMap<(Class, Members), SmallVec<[u32; 1]>, Hash>,
     owners: HashMap<u32, Owner, Hash>,
     /// Objects that may differ from what is wanted.
     pub(super) dirty: BTreeSet<u32>,
@@ -91,8 +96,15 @@ impl Reconciler {
     /// what the route points to in the kernel now.
     pub(super) fn use_set(&mut self, class: Class, members: &[Via], hint: Code) -> u32 {
         let key: (Class, Members) = (class, members.into());
-        if let Some(id) = self.next_hops.set_ids.get(&key) {
-            let id = *id;
+        let known = self.next_hops.set_ids.get(&key);
+        let chosen = match known {
+            Some(ids) if ids.contains(&hint) => Some(hint),
+            Some(ids) => ids.first().copied(),
+            None => None,
+        };
+        if let Some(id) = chosen
+            && (id == hint || !self.is_as_good(hint, class, members))
+        {
             if let Some(set) = self.next_hops.sets.get_mut(&id) {
                 set.routes += 1;
             }
@@ -108,7 +120,7 @@ impl Reconciler {
             .map(|&via| self.use_next_hop(HopKey { via, class }, &hints))
             .collect();
         let id = match ids.as_slice() {
-            [one] => *one,
+            [one] if *one == hint || !self.is_as_good(hint, class, members) => *one,
             _ => {
                 let kind = self.group_of(class, members);
                 let id = self.claim(kind, &[hint]);
@@ -122,9 +134,27 @@ impl Reconciler {
             members: key.1.clone(),
             routes: 1,
         };
-        self.next_hops.set_ids.insert(key, id);
+        self.next_hops.set_ids.entry(key).or_default().push(id);
         self.next_hops.sets.insert(id, set);
         id
+    }
+
+    /// Whether an object that no set has yet leads where this set does.
+    fn is_as_good(&self, id: Code, class: Class, members: &[Via]) -> bool {
+        let Some(seen) = self.seen_next_hops.get(&id) else {
+            return false;
+        };
+        match (&seen.kind, members) {
+            (NextHopKind::Gateway(_), &[via]) => {
+                let hop = self.next_hops.hops.get(&HopKey { via, class });
+                hop.is_some_and(|hop| hop.id == id)
+            }
+            (NextHopKind::Group(_), _) => {
+                let kind = self.group_of(class, members);
+                kind.is_some_and(|kind| self.can_be_claimed(id, &kind))
+            }
+            _ => false,
+        }
     }
 
     pub(super) fn release_set(&mut self, id: u32) {
@@ -143,31 +173,83 @@ impl Reconciler {
         let Some(set) = self.next_hops.sets.remove(&id) else {
             return;
         };
-        let key = (set.class, set.members);
-        self.next_hops.set_ids.remove(&key);
-        let (class, members) = key;
         self.tunnels.dirty = true;
-        if members.len() > 1 {
+        if self.is_group(id) {
             self.next_hops.owners.remove(&id);
             self.next_hops.retired.insert(id);
             self.object_failures.remove(&id);
         }
+        let key = (set.class, set.members);
+        self.unname_set(&key, id);
+        let (class, members) = key;
         for &via in &members {
-            let key = HopKey { via, class };
-            let Some(hop) = self.next_hops.hops.get_mut(&key) else {
-                continue;
-            };
-            hop.users -= 1;
-            if hop.users == 0 {
-                self.next_hops.owners.remove(&hop.id);
-                self.next_hops.retired.insert(hop.id);
-                self.object_failures.remove(&hop.id);
-                hop.id = 0;
-                if !hop.watched {
-                    self.next_hops.hops.remove(&key);
-                }
+            self.release_next_hop(HopKey { via, class });
+        }
+    }
+
+    fn unname_set(&mut self, key: &(Class, Members), id: u32) {
+        if let Some(ids) = self.next_hops.set_ids.get_mut(key) {
+            ids.retain(|other| *other != id);
+            if ids.is_empty() {
+                self.next_hops.set_ids.remove(key);
             }
         }
+    }
+
+    fn release_next_hop(&mut self, key: HopKey) {
+        let Some(hop) = self.next_hops.hops.get_mut(&key) else {
+            return;
+        };
+        hop.users -= 1;
+        if hop.users == 0 {
+            self.next_hops.owners.remove(&hop.id);
+            self.next_hops.retired.insert(hop.id);
+            self.object_failures.remove(&hop.id);
+            hop.id = 0;
+            if !hop.watched {
+                self.next_hops.hops.remove(&key);
+            }
+        }
+    }
+
+    /// BGP has no path with this next hop any more: each route of a set with it will be told another
+    /// one. What is left of a group is where its routes lead from now on; a set of nothing else
+    /// keeps its object until its routes are told.
+    fn leave_out(&mut self, via: Via) {
+        let groups: Vec<u32> = self
+            .next_hops
+            .sets
+            .iter()
+            .filter(|(_, set)| set.members.len() > 1 && set.members.contains(&via))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in groups {
+            let Some(set) = self.next_hops.sets.get_mut(&id) else {
+                continue;
+            };
+            let class = set.class;
+            let before = (class, set.members.clone());
+            set.members.retain(|member| *member != via);
+            let after = (class, set.members.clone());
+            self.unname_set(&before, id);
+            self.next_hops.set_ids.entry(after).or_default().push(id);
+            self.release_next_hop(HopKey { via, class });
+            self.next_hops.dirty.insert(id);
+            self.tunnels.dirty = true;
+        }
+    }
+
+    /// An object was to leave its groups by being deleted, and stays.
+    pub(super) fn look_at_groups_with(&mut self, member: u32) {
+        let groups = self.seen_next_hops.values().filter(|object| {
+            matches!(&object.kind, NextHopKind::Group(members)
+                if members.iter().any(|(id, _)| *id == member))
+        });
+        self.next_hops.dirty.extend(groups.map(|object| object.id));
+    }
+
+    fn is_group(&self, id: u32) -> bool {
+        matches!(self.next_hops.owners.get(&id), Some(Owner::Group))
     }
 
     fn use_next_hop(&mut self, key: HopKey, hints: &[u32]) -> u32 {
@@ -203,16 +285,7 @@ impl Reconciler {
     /// An object of an earlier run with that content, or else a new id.
     fn claim(&mut self, kind: Option<NextHopKind>, hints: &[u32]) -> u32 {
         if let Some(kind) = kind {
-            let resilient = self.resilience(&kind);
-            let fits = |id: &u32| {
-                !self.next_hops.owners.contains_key(id)
-                    && !self.next_hops.leaving.contains(id)
-                    && self.seen_next_hops.get(id).is_some_and(|seen| {
-                        seen.protocol == PROTOCOL_AGENTD_BGP
-                            && same_kind(&seen.kind, &kind)
-                            && seen.resilient == resilient
-                    })
-            };
+            let fits = |id: &u32| self.can_be_claimed(*id, &kind);
             let found = hints
                 .iter()
                 .find(|id| fits(id))
@@ -234,6 +307,16 @@ impl Reconciler {
                 return id;
             }
         }
+    }
+
+    fn can_be_claimed(&self, id: u32, kind: &NextHopKind) -> bool {
+        !self.next_hops.owners.contains_key(&id)
+            && !self.next_hops.leaving.contains(&id)
+            && self.seen_next_hops.get(&id).is_some_and(|seen| {
+                seen.protocol == PROTOCOL_AGENTD_BGP
+                    && same_kind(&seen.kind, kind)
+                    && seen.resilient == self.resilience(kind)
+            })
     }
 
     fn group_of(&self, class: Class, members: &[Via]) -> Option<NextHopKind> {
@@ -294,15 +377,15 @@ impl Reconciler {
                     self.next_hops.dirty.insert(id);
                 }
                 if id != 0 && came_or_went {
-                    let sets = &self.next_hops.sets;
-                    let groups = sets
-                        .iter()
-                        .filter(|(_, set)| {
+                    let sets = self.next_hops.sets.iter();
+                    let groups: Vec<u32> = sets
+                        .filter(|(id, set)| {
                             set.class == key.class
-                                && set.members.len() > 1
                                 && set.members.contains(&key.via)
+                                && self.is_group(**id)
                         })
-                        .map(|(id, _)| *id);
+                        .map(|(id, _)| *id)
+                        .collect();
                     self.next_hops.dirty.extend(groups);
                 }
             }
@@ -346,6 +429,7 @@ impl Reconciler {
                 self.next_hops.hops.remove(&key);
             }
         }
+        self.leave_out(via);
     }
 
     /// A route to this prefix changed: does it matter to any next hop?

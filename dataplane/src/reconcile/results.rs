@@ -82,6 +82,7 @@ impl Reconciler {
                         // Its routes were left to go with it.
                         let left = self.table.iter().filter(|(_, entry)| entry.seen == id);
                         self.deletes.extend(left.map(|(prefix, _)| prefix));
+                        self.look_at_groups_with(id);
                     }
                 },
                 Tag::Tunnel(part) => self.tunnel_written(*part, result),

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use ipnet::IpNet;
 
 use super::{
@@ -51,7 +51,7 @@ impl Reconciler {
     pub(super) fn plan_objects(&mut self, batch: &mut Batch) {
         let mut gateways = Vec::new();
         let mut groups = Vec::new();
-        let mut gone = Vec::new();
+        let mut gone = self.plan_members_to_go(batch);
         for id in std::mem::take(&mut self.next_hops.dirty) {
             if self.object_matches(id) {
                 self.object_failures.remove(&id);
@@ -85,6 +85,7 @@ impl Reconciler {
                 self.push_object(id, kind, batch);
             }
         }
+        gone.retain(|id| !self.next_hops.leaving.contains(id));
         for id in &gone {
             if self.would_empty_a_group(*id, &gone) {
                 // Once the group has its other members.
@@ -95,6 +96,52 @@ impl Reconciler {
             let op = Op::DeleteNextHop { id };
             batch.rest.push((op, Tag::DeleteNextHop(id)));
         }
+    }
+
+    /// Deletes gateways that no set has any more and to which no route points: that takes them out
+    /// of all their groups, in one operation and without a word about each route.
+    fn plan_members_to_go(&mut self, batch: &mut Batch) -> Vec<u32> {
+        if self.next_hops.retired.is_empty()
+            || !self.adds.is_empty()
+            || !self.is_synced(Source::Bgp)
+            || self.something_waits()
+        {
+            return Vec::new();
+        }
+        let members: Vec<u32> = self
+            .seen_next_hops
+            .values()
+            .filter(|object| self.next_hops.dirty.contains(&object.id))
+            .filter_map(|object| match &object.kind {
+                NextHopKind::Group(members) => Some(members.iter().map(|(member, _)| *member)),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        let retired = self.next_hops.retired.iter().copied();
+        let gone: Vec<u32> = retired
+            .filter(|id| members.contains(id) && !self.is_wanted_object(*id))
+            .collect();
+        let gone: Vec<u32> = (gone.iter().copied())
+            .filter(|id| !self.would_empty_a_group(*id, &gone))
+            .collect();
+        for id in &gone {
+            let id = *id;
+            self.next_hops.retired.remove(&id);
+            self.next_hops.leaving.push(id);
+            let op = Op::DeleteNextHop { id };
+            batch.rest.push((op, Tag::DeleteNextHop(id)));
+        }
+        gone
+    }
+
+    /// Whether some routes point elsewhere than they should, and that cannot be changed now.
+    fn something_waits(&self) -> bool {
+        !(self.next_hops.held.is_empty()
+            && self.failures.is_empty()
+            && self.puzzling.is_empty()
+            && self.route_reads.is_empty()
+            && self.unread.is_empty())
     }
 
     /// Whether a group of which something else should be left loses its last members as seen.
@@ -112,24 +159,31 @@ impl Reconciler {
     }
 
     /// Of these objects, those to which routes point that are to point elsewhere but cannot yet,
-    /// because that fails at the moment: make before break.
+    /// because that fails at the moment: make before break. Also those with routes of an earlier run
+    /// that may still be wanted. All of them while it is not known where some routes point.
     fn objects_still_needed(&self, ids: &[u32]) -> Vec<u32> {
-        let nothing_waits =
-            self.next_hops.held.is_empty() && self.failures.is_empty() && self.puzzling.is_empty();
-        if ids.is_empty() || nothing_waits {
+        if !(self.route_reads.is_empty() && self.unread.is_empty()) {
+            return ids.to_vec();
+        }
+        let synced = self.is_synced(Source::Bgp);
+        if ids.is_empty() || (synced && !self.something_waits()) {
             return Vec::new();
         }
+        let unwanted: HashSet<IpNet, Hash> = match synced {
+            true => HashSet::default(),
+            false => self.deletes.iter().copied().collect(),
+        };
         let mut needed: Vec<u32> = self
             .table
             .iter()
-            .map(|(_, entry)| entry)
-            .filter(|entry| {
+            .filter(|(prefix, entry)| {
                 ids.contains(&entry.seen)
-                    && entry.learned != NONE
-                    && entry.learned != entry.seen
-                    && self.wanted_kind(entry.learned).is_some()
+                    && match entry.learned {
+                        NONE => !synced && !unwanted.contains(prefix),
+                        id => id != entry.seen && self.wanted_kind(id).is_some(),
+                    }
             })
-            .map(|entry| entry.seen)
+            .map(|(_, entry)| entry.seen)
             .collect();
         needed.sort_unstable();
         needed.dedup();

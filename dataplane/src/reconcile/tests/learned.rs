@@ -375,3 +375,180 @@ fn a_link_local_next_hop_needs_its_interface_and_follows_its_state() {
     }));
     assert!(world.kernel.host.next_hops.is_empty());
 }
+
+/// Operations since the last look.
+fn ops(world: &mut World) -> Vec<Op> {
+    world.batches.drain(..).flatten().collect()
+}
+
+fn lose_next_hop(world: &mut World, hop: &str) {
+    world.reconciler.unwatch_next_hop(world.now, ip(hop));
+}
+
+fn two_peers(routes: u32) -> World {
+    let mut world = World::new(kernel());
+    world.sync();
+    for hop in ["192.168.1.11", "192.168.1.12"] {
+        world.reconciler.watch_next_hop(world.now, ip(hop));
+    }
+    tell(&mut world, routes, &["192.168.1.11", "192.168.1.12"]);
+    world.batches.clear();
+    world
+}
+
+fn tell(world: &mut World, routes: u32, hops: &[&str]) {
+    for number in 0..routes {
+        let prefix = format!("10.{}.{}.0/24", number / 256, number % 256);
+        world.reconciler.set(world.now, learned(&prefix, hops));
+    }
+    world.run();
+}
+
+#[test]
+fn loss_of_one_of_two_peers_costs_one_operation_for_all_their_routes() {
+    let mut world = two_peers(2000);
+    lose_next_hop(&mut world, "192.168.1.12");
+    world.run();
+    // Healed before any route was told.
+    assert_eq!(group_of(&world, "10.0.7.0/24"), 1);
+    assert!(
+        matches!(ops(&mut world).as_slice(), [Op::DeleteNextHop { .. }]),
+        "{:?}",
+        world.batches
+    );
+    tell(&mut world, 2000, &["192.168.1.11"]);
+    assert_eq!(ops(&mut world), []);
+    assert_eq!(world.kernel.host.next_hops.len(), 2);
+    let mut world = world.restart();
+    tell(&mut world, 2000, &["192.168.1.11"]);
+    world.sync();
+    assert_eq!(ops(&mut world), [], "known by its content");
+}
+
+#[test]
+fn a_next_hop_that_comes_back_is_taken_up_route_by_route() {
+    let mut world = two_peers(50);
+    lose_next_hop(&mut world, "192.168.1.12");
+    tell(&mut world, 50, &["192.168.1.11"]);
+    world
+        .reconciler
+        .watch_next_hop(world.now, ip("192.168.1.12"));
+    world.run();
+    world.batches.clear();
+    world.set(learned("10.0.7.0/24", &["192.168.1.11", "192.168.1.12"]));
+    assert_eq!(group_of(&world, "10.0.7.0/24"), 2);
+    assert_eq!(group_of(&world, "10.0.8.0/24"), 1, "was not told");
+    tell(&mut world, 50, &["192.168.1.11", "192.168.1.12"]);
+    let status = world.reconciler.status();
+    assert_eq!((status.learned_installed, status.pending), (50, 0));
+    assert_eq!(world.kernel.host.next_hops.len(), 3, "the old group went");
+    lose_next_hop(&mut world, "192.168.1.12");
+    tell(&mut world, 50, &["192.168.1.11"]);
+    assert_eq!(group_of(&world, "10.0.7.0/24"), 1);
+}
+
+#[test]
+fn routes_of_both_objects_of_a_set_go_and_come_without_being_rewritten() {
+    let mut world = two_peers(50);
+    world.set(learned("10.9.0.0/24", &["192.168.1.11"]));
+    lose_next_hop(&mut world, "192.168.1.12");
+    tell(&mut world, 50, &["192.168.1.11"]);
+    world.batches.clear();
+    let mut world = world.restart();
+    world.set(learned("10.9.0.0/24", &["192.168.1.11"]));
+    tell(&mut world, 50, &["192.168.1.11"]);
+    world.sync();
+    assert_eq!(ops(&mut world), []);
+    for number in 0..50 {
+        let id = ObjectId::Route(net(&format!("10.0.{number}.0/24")));
+        world.reconciler.remove(world.now, id);
+    }
+    world.run();
+    assert_eq!(ops(&mut world).len(), 1, "the group takes its routes along");
+    assert_eq!(gateway_of(&world, "10.9.0.0/24"), Some(ip("192.168.1.11")));
+    world.remove(ObjectId::Route(net("10.9.0.0/24")));
+    assert!(world.kernel.host.next_hops.is_empty());
+}
+
+#[test]
+fn a_group_of_which_all_next_hops_are_lost_keeps_its_way_until_its_routes_are_told() {
+    let mut world = two_peers(50);
+    for hop in ["192.168.1.11", "192.168.1.12"] {
+        lose_next_hop(&mut world, hop);
+    }
+    world.run();
+    assert!(world.route("10.0.7.0/24").is_some());
+    tell(&mut world, 50, &["192.168.1.13"]);
+    assert_eq!(gateway_of(&world, "10.0.7.0/24"), Some(ip("192.168.1.13")));
+    assert_eq!(world.kernel.host.next_hops.len(), 1);
+    let ops = ops(&mut world);
+    let last_route = ops
+        .iter()
+        .rposition(|op| matches!(op, Op::ReplaceRoute { .. }));
+    let old = ops
+        .iter()
+        .rposition(|op| matches!(op, Op::DeleteNextHop { .. }));
+    assert!(last_route < old, "make before break");
+}
+
+#[test]
+fn the_backup_of_a_lost_next_hop_is_written_before_the_object_goes() {
+    let mut world = two_peers(10);
+    world.set(learned("10.9.0.0/24", &["192.168.1.12"]));
+    world.batches.clear();
+    lose_next_hop(&mut world, "192.168.1.12");
+    world
+        .reconciler
+        .set(world.now, learned("10.9.0.0/24", &["192.168.1.13"]));
+    world.run();
+    assert_eq!(group_of(&world, "10.0.7.0/24"), 1);
+    assert_eq!(gateway_of(&world, "10.9.0.0/24"), Some(ip("192.168.1.13")));
+    let ops = ops(&mut world);
+    let route = ops
+        .iter()
+        .position(|op| matches!(op, Op::ReplaceRoute { .. }));
+    let gone = ops
+        .iter()
+        .position(|op| matches!(op, Op::DeleteNextHop { .. }));
+    assert!(route.is_some() && route < gone, "{ops:?}");
+}
+
+#[test]
+fn the_object_of_routes_of_an_earlier_run_stays_until_they_are_known_to_be_stale() {
+    let mut world = World::new(kernel());
+    world.set(learned("10.1.0.0/24", &["192.168.1.11"]));
+    world.set(learned("10.2.0.0/24", &["192.168.1.11"]));
+    let mut world = world.restart();
+    world.set(learned("10.1.0.0/24", &["192.168.1.11"]));
+    world.remove(ObjectId::Route(net("10.1.0.0/24")));
+    assert!(world.route("10.1.0.0/24").is_none());
+    assert!(world.route("10.2.0.0/24").is_some());
+    world.sync();
+    assert!(world.route("10.2.0.0/24").is_none());
+    assert!(world.kernel.host.next_hops.is_empty());
+}
+
+#[test]
+fn a_resilient_group_shrinks_in_place() {
+    let resilient = Some(crate::kernel::Resilient {
+        buckets: 64,
+        idle_timer: Duration::from_secs(60),
+        unbalanced_timer: Duration::ZERO,
+    });
+    let mut world = World::new(kernel());
+    world.reconciler = Reconciler::new(
+        Config {
+            resilient,
+            ..config()
+        },
+        world.now,
+    );
+    world.run();
+    world.sync();
+    tell(&mut world, 50, &["192.168.1.11", "192.168.1.12"]);
+    world.batches.clear();
+    lose_next_hop(&mut world, "192.168.1.12");
+    tell(&mut world, 50, &["192.168.1.11"]);
+    assert_eq!(ops(&mut world).len(), 1);
+    assert_eq!(group_of(&world, "10.0.7.0/24"), 1);
+}

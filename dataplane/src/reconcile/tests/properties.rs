@@ -132,6 +132,35 @@ impl Chaos {
         (!from.is_empty()).then(|| from[self.rng.usize(..from.len())].clone())
     }
 
+    /// BGP has no path with a next hop any more: it is not watched, and each of its routes is told
+    /// something else, with anything in between.
+    fn lose_next_hop(&mut self) {
+        let via = ip(NEXT_HOPS[self.rng.usize(..NEXT_HOPS.len())]).into();
+        let now = self.world.now;
+        self.world.reconciler.unwatch_next_hop(now, via);
+        let concerned: Vec<LearnedRoute> = (self.wanted.values())
+            .filter_map(|object| match object {
+                Object::Route(route) if route.next_hops.contains(&via) => Some(route.clone()),
+                _ => None,
+            })
+            .collect();
+        for mut route in concerned {
+            let limit = self.rng.usize(..3);
+            self.run(limit);
+            self.overtaken |= !self.world.reconciler.outbox.is_empty();
+            route.next_hops.retain(|hop| *hop != via);
+            let id = ObjectId::Route(route.prefix);
+            let now = self.world.now;
+            if route.next_hops.is_empty() {
+                self.wanted.remove(&id);
+                self.world.reconciler.remove(now, id);
+            } else {
+                self.wanted.insert(id, Object::Route(route.clone()));
+                self.world.reconciler.set(now, Object::Route(route));
+            }
+        }
+    }
+
     /// Somebody else's doing.
     fn edit(&mut self) {
         let host = &self.world.kernel.host;
@@ -280,14 +309,16 @@ impl Chaos {
             assert_eq!(before, foreign(&self.world.kernel.host), "{op:?}");
         }
         // Make before break: a wanted route that stood still stands, unless a link had to go that
-        // led elsewhere, or the next hop cannot be reached.
+        // led elsewhere, or a next hop cannot be reached: the route's own, or that to which it still
+        // points because something fails.
         if !self.overtaken && !matches!(op, Op::DeleteLinks(_)) {
             let after = self.standing();
             let reconciler = &self.world.reconciler;
             for prefix in standing {
                 let set = reconciler.table.get(&prefix).learned;
-                let excused =
-                    matches!(op, Op::DeleteNextHop { .. }) && reconciler.wanted_kind(set).is_none();
+                let excused = matches!(op, Op::DeleteNextHop { id }
+                    if reconciler.wanted_kind(set).is_none()
+                        || reconciler.is_wanted_object(*id));
                 assert!(excused || after.contains(&prefix), "{op:?} breaks {prefix}");
             }
         }
@@ -333,7 +364,8 @@ impl Chaos {
                     self.world.reconciler.remove(now, id);
                 }
             }
-            10..=14 => self.edit(),
+            10 => self.lose_next_hop(),
+            11..=14 => self.edit(),
             15 => self.faults(),
             16 => {
                 // Notifications are lost.
