@@ -287,11 +287,23 @@ impl NextHops {
             }
             match (told, wanted) {
                 (false, true) => return Some(NextHopWatch::Watch(address)),
-                (true, false) => return Some(NextHopWatch::Unwatch(address)),
+                (true, false) => {
+                    self.forget_sets_with(address);
+                    return Some(NextHopWatch::Unwatch(address));
+                }
                 _ => {}
             }
         }
         None
+    }
+
+    /// Who hears that a next hop is not watched any more may leave it out of sets of several. So
+    /// every prefix that was reported with such a set is reported again, even if it has come to the
+    /// same next hops until then: from now on, those make another set.
+    fn forget_sets_with(&mut self, via: Via) {
+        self.by_set.retain(|next_hops, _| {
+            next_hops.len() < 2 || !next_hops.iter().any(|n| n.via() == via)
+        });
     }
 
     /// Whether anything depends on the change.
@@ -360,7 +372,9 @@ impl NextHops {
         let set = &mut self.sets[id];
         set.references -= 1;
         if set.references == 0 {
-            self.by_set.remove(&set.next_hops);
+            if self.by_set.get(&set.next_hops) == Some(&id) {
+                self.by_set.remove(&set.next_hops);
+            }
             self.sets[id].next_hops = self.sets[NO_NEXT_HOPS].next_hops.clone();
             self.sets.remove(id);
         }

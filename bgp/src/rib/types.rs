@@ -198,6 +198,8 @@ pub enum NextHopState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NextHopWatch {
     Watch(Via),
+    /// No path has it any more. The change of each prefix that was reported with it and others
+    /// follows.
     Unwatch(Via),
 }
 

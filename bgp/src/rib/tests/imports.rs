@@ -320,6 +320,36 @@ fn the_nearer_next_hop_wins_and_equal_ones_share() {
 }
 
 #[test]
+fn a_set_is_reported_again_when_one_of_its_next_hops_was_no_longer_watched_in_between() {
+    let config = RibConfig {
+        multipath: 2,
+        ..config()
+    };
+    let prefix = net("10.0.0.0/24");
+    let mut fixture = Fixture::with_peers(config, [external(11), external(12)]);
+    let send = |fixture: &mut Fixture, n: u32| {
+        let attributes = attributes(&[65000 + n], &format!("192.0.2.{n}"));
+        let update = announce(&attributes, &[prefix]);
+        fixture.rib.update(fixture.now, PeerId(n), &update).unwrap();
+    };
+    send(&mut fixture, 11);
+    send(&mut fixture, 12);
+    fixture.settle();
+    assert_eq!(fixture.next_hops("10.0.0.0/24").len(), 2);
+    fixture.rib.peer_down(PeerId(12), [false; 2]);
+    let via = Via::from(ip("192.0.2.12"));
+    let unwatched = fixture.rib.poll_next_hop_watch();
+    assert_eq!(unwatched, Some(NextHopWatch::Unwatch(via)));
+    fixture.watched.remove(&via.address);
+    fixture.ahead.insert(prefix);
+    // Back before the change was taken.
+    fixture.rib.peer_up(PeerId(12), external(12));
+    send(&mut fixture, 12);
+    fixture.settle();
+    assert_eq!(fixture.next_hops("10.0.0.0/24").len(), 2);
+}
+
+#[test]
 fn one_prefix_too_many_is_an_error_and_replacing_is_not() {
     let limited = PeerRib {
         max_prefixes: [Some(2), None],
