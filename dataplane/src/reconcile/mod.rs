@@ -4,7 +4,7 @@
 //! * `table`: the main routing table as seen. `observe`: dumps and notifications.
 //! * `values`, `attach`: what a workload or a bridge should look like; `lifecycle`: its way there and
 //!   away; `bridges`: what workloads on a bridge wait for.
-//! * `nexthops`, `resolve`: kernel nexthop objects, and where they lead.
+//! * `nexthops`, `resolve`, `loss`: kernel nexthop objects, where they lead, and what goes with them.
 //! * `tunnel`: tunnels to other nodes; `tunnel_plan`, `tunnel_view`: the parts of plan,
 //!   results and views about them.
 //! * `plan`: what is written and read next; `routes`: the part about routes and nexthop objects;
@@ -14,6 +14,7 @@
 mod attach;
 mod bridges;
 mod lifecycle;
+mod loss;
 mod nexthops;
 mod observe;
 mod plan;

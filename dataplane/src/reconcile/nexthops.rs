@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     NextHopView, Reconciler,
     resolve::{Resolved, state_of},
-    table::{Code, Hash, NONE, SPOILT},
+    table::{Code, Hash, NONE},
     tunnel::{Class, DIRECT, HopKey, endpoint},
 };
 use crate::{
@@ -445,87 +445,6 @@ impl Reconciler {
         }
         if prefix.prefix_len() == 0 {
             self.mtu_dirty = true;
-        }
-    }
-
-    /// Objects are gone from the kernel, and with them their routes and their places in groups.
-    /// `spoilt`: by somebody's doing, so that making them again is a repair.
-    pub(super) fn lose_objects(&mut self, ids: &[u32], spoilt: bool) {
-        let mut lost: HashSet<u32, Hash> = ids
-            .iter()
-            .copied()
-            .filter(|id| self.seen_next_hops.remove(id).is_some())
-            .collect();
-        if lost.is_empty() {
-            return;
-        }
-        self.tunnels.dirty = true;
-        let mut emptied = Vec::new();
-        for (id, object) in &mut self.seen_next_hops {
-            if let NextHopKind::Group(members) = &mut object.kind {
-                let before = members.len();
-                members.retain(|(member, _)| !lost.contains(member));
-                if members.len() != before {
-                    self.next_hops.dirty.insert(*id);
-                    if members.is_empty() {
-                        emptied.push(*id);
-                    }
-                }
-            }
-        }
-        for id in emptied {
-            self.seen_next_hops.remove(&id);
-            lost.insert(id);
-        }
-        for id in &lost {
-            self.next_hops.retired.remove(id);
-            if self.is_wanted_object(*id) {
-                self.next_hops.dirty.insert(*id);
-            }
-        }
-        self.lose_routes_where(|code| lost.contains(&code), spoilt);
-        // Foreign routes may have used them as well.
-        let foreign: Vec<ipnet::IpNet> = self
-            .table
-            .all_foreign()
-            .filter(|route| matches!(&route.target, Target::NextHop { id } if lost.contains(id)))
-            .map(|route| route.prefix)
-            .collect();
-        self.route_reads.extend(foreign);
-    }
-
-    /// Own routes of which the content fulfils a condition are gone.
-    pub(super) fn lose_routes_where(&mut self, gone: impl Fn(Code) -> bool, spoilt: bool) {
-        let mut again = Vec::new();
-        self.table.for_each(|prefix, entry| {
-            if entry.seen != NONE && gone(entry.seen) {
-                if spoilt && entry.learned == entry.seen {
-                    entry.flags |= SPOILT;
-                }
-                entry.seen = NONE;
-                again.push(prefix);
-            }
-        });
-        for prefix in again {
-            self.note_underlay_route(&prefix);
-            self.queue(prefix);
-        }
-        self.table.prune();
-    }
-
-    /// The object of a set stands again: its routes can be written.
-    pub(super) fn release_held(&mut self, id: u32) {
-        if !self.next_hops.held.remove(&id) {
-            return;
-        }
-        let waiting: Vec<ipnet::IpNet> = self
-            .table
-            .iter()
-            .filter(|(_, entry)| entry.learned == id && entry.seen != id)
-            .map(|(prefix, _)| prefix)
-            .collect();
-        for prefix in waiting {
-            self.queue(prefix);
         }
     }
 
