@@ -190,6 +190,18 @@ pub struct NextHop {
 }
 
 impl NextHop {
+    /// No next hop at all: packets are dropped. Import sets it in routes that are honoured as
+    /// BLACKHOLE (RFC 7999); it is never on the wire.
+    pub const DISCARD: Self = Self {
+        address: IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        link_local: None,
+        interface: u32::MAX,
+    };
+
+    pub fn is_discard(&self) -> bool {
+        *self == Self::DISCARD
+    }
+
     /// Where packets go: a link-local address where there is one and its interface is known
     /// (RFC 2545 §3: it is on the link that both share), else the address.
     pub fn via(&self) -> Via {
@@ -221,6 +233,9 @@ impl From<IpAddr> for NextHop {
 /// number of the interface in place of its name.
 impl fmt::Display for NextHop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_discard() {
+            return f.write_str("discard");
+        }
         let scope = |f: &mut fmt::Formatter<'_>| match self.interface {
             0 => Ok(()),
             interface => write!(f, "%{interface}"),

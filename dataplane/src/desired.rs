@@ -227,7 +227,8 @@ pub struct Netns {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LearnedRoute {
     pub prefix: IpNet,
-    /// More than one: equal-cost multipath. Sorted, without duplicates, at least one.
+    /// More than one: equal-cost multipath. Sorted, without duplicates. None: packets are dropped,
+    /// `blackhole PREFIX proto agentd-bgp`.
     pub next_hops: Vec<Via>,
 }
 

@@ -4,6 +4,12 @@
 //! a rejected or altered route can always be named. The built-in policies are ordinary policies;
 //! RFC 8212 (no policy, no routes on external sessions) is satisfied because a peer always has one.
 //!
+//! An import policy may also honour BLACKHOLE (RFC 7999), which is off unless asked for. Then a route
+//! with that community leads nowhere: packets to it are dropped. It is taken when the policy admits
+//! its prefix, or has nothing to say about it and admits a less specific one with the same attributes
+//! (§3.3: what the neighbour may advertise, it may have dropped in parts, up to single addresses), the
+//! default route aside; and never when the prefix is originated here or lies inside one that is.
+//!
 //! Matches within a rule are joined by "and"; alternatives are several rules or [`Match::Any`].
 //! What no rule decides is rejected.
 
@@ -24,6 +30,7 @@ mod tests;
 pub struct Policy {
     name: Arc<str>,
     rules: Vec<Rule>,
+    blackhole: bool,
 }
 
 /// One rule: when all matches hold, the action is taken and no later rule is tried.
@@ -198,7 +205,18 @@ impl Policy {
         Self {
             name: name.into(),
             rules,
+            blackhole: false,
         }
+    }
+
+    /// The same policy for an import that honours BLACKHOLE (RFC 7999).
+    pub fn honouring_blackhole(mut self) -> Self {
+        self.blackhole = true;
+        self
+    }
+
+    pub fn honours_blackhole(&self) -> bool {
+        self.blackhole
     }
 
     /// Import: only prefixes inside the pools; never a default route, and nothing that equals or
@@ -269,12 +287,37 @@ impl Policy {
         }
     }
 
+    /// What is said of a BLACKHOLE: as [`decide`](Self::decide); but when no rule is about the prefix
+    /// (none matched, or one without conditions), what admits the longest of those around it.
+    pub fn decide_blackhole(&self, route: RouteFacts<'_>) -> Decision<'_> {
+        let exact = self.decide(route);
+        let by_name = exact
+            .rule
+            .and_then(|rule| self.rules.get(rule))
+            .is_some_and(|rule| !rule.matches.is_empty());
+        if exact.accept.is_some() || by_name {
+            return exact;
+        }
+        // RFC 7999 §3.3: covered by an equal or shorter prefix that the neighbour may advertise.
+        let around = (1..route.prefix.prefix_len()).rev().filter_map(|length| {
+            let prefix = IpNet::new(route.prefix.addr(), length).ok()?.trunc();
+            let decision = self.decide(RouteFacts {
+                prefix: &prefix,
+                ..route
+            });
+            decision.accept.map(|_| decision)
+        });
+        around.into_iter().next().unwrap_or(exact)
+    }
+
     /// Whether the answer can depend on what this speaker originates.
     pub fn looks_at_originated(&self) -> bool {
-        self.rules
-            .iter()
-            .flat_map(|rule| &rule.matches)
-            .any(Match::looks_at_originated)
+        self.blackhole
+            || self
+                .rules
+                .iter()
+                .flat_map(|rule| &rule.matches)
+                .any(Match::looks_at_originated)
     }
 
     /// For a person: policy and rule, as in `pools/outside-pools`.

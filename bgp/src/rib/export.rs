@@ -230,6 +230,8 @@ fn next_hop(
         matches!(received.address, IpAddr::V6(address) if address.is_unicast_link_local());
     let unchanged = match (to.kind, source) {
         (_, Source::Local) => false,
+        // What is dropped here comes here from inside of the AS, too.
+        _ if received.is_discard() => false,
         (PeerKind::External, _) => to
             .third_party_subnet
             .is_some_and(|subnet| subnet.contains(&received.address)),

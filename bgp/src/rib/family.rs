@@ -462,6 +462,14 @@ impl<K: Prefix> FamilyRib<K> {
                 }
                 let set = shared.attributes.get(path.effective);
                 let next_hop = shared.next_hops.next_hop(set.next_hop);
+                if next_hop.is_discard() {
+                    // All or nothing: a prefix is dropped when its best path says so.
+                    if next_hops.is_empty() {
+                        next_hops.push(next_hop);
+                        break;
+                    }
+                    continue;
+                }
                 if !next_hops.contains(&next_hop) {
                     next_hops.push(next_hop);
                 }

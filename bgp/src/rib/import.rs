@@ -34,6 +34,8 @@ pub(super) struct Import {
     own: Asn,
     /// For paths that are long-lived stale.
     long_lived: bool,
+    /// RFC 7999: packets are dropped.
+    blackhole: bool,
     /// What rules with alterations made of the base, by rule; a reference is held to each.
     altered: SmallVec<[(usize, u32); 2]>,
 }
@@ -63,10 +65,13 @@ impl Import {
                 }
             },
         };
+        let blackhole =
+            policy.honours_blackhole() && attributes.has_community(well_known::BLACKHOLE);
         Self {
             received,
             refused,
             base,
+            blackhole,
             policy,
             source,
             own,
@@ -99,18 +104,28 @@ impl Import {
             source: self.source,
             within_originated,
         };
-        let decision = self.policy.decide(facts);
+        let decision = match self.blackhole {
+            true if within_originated => {
+                let verdict = Verdict::ineligible(Ineligible::BlackholeOfOurs);
+                return (NO_ATTRIBUTES, verdict);
+            }
+            true => self.policy.decide_blackhole(facts),
+            false => self.policy.decide(facts),
+        };
         let verdict = Verdict::rule(decision.rule);
         let effective = match decision.accept {
             None => NO_ATTRIBUTES,
-            Some([]) => self.base,
+            Some([]) if !self.blackhole => self.base,
             Some(sets) => {
-                let rule = decision.rule.expect("a rule with alterations matched");
+                let rule = decision.rule.expect("only rules accept");
                 match self.altered.iter().find(|(known, _)| *known == rule) {
                     Some((_, altered)) => *altered,
                     None => {
                         let mut altered = Attributes::clone(attributes);
                         policy::apply(sets, &mut altered, self.own);
+                        if self.blackhole {
+                            discard(&mut altered);
+                        }
                         let altered = shared.attributes.intern(&Arc::new(altered));
                         self.altered.push((rule, altered));
                         altered
@@ -134,6 +149,14 @@ impl Import {
         for (_, altered) in self.altered {
             shared.attributes.release(altered);
         }
+    }
+}
+
+/// RFC 7999 §3.2: what is dropped here is nobody's business beyond this AS.
+fn discard(attributes: &mut Attributes) {
+    attributes.next_hop = NextHop::DISCARD;
+    if !attributes.has_community(well_known::NO_ADVERTISE) {
+        attributes.add_community(well_known::NO_EXPORT);
     }
 }
 

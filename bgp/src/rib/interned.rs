@@ -236,6 +236,17 @@ impl NextHops {
             self.entries[*id].references += 1;
             return *id;
         }
+        if next_hop.is_discard() {
+            // Nothing to watch: dropping always works.
+            let id = self.entries.insert(NextHopEntry {
+                next_hop,
+                state: NextHopState::Reachable { metric: 0 },
+                references: 1,
+                paths: 0,
+            });
+            self.by_next_hop.insert(next_hop, id);
+            return id;
+        }
         let address = self.addresses.entry(next_hop.via()).or_default();
         let state = address.state;
         let id = self.entries.insert(NextHopEntry {
@@ -262,6 +273,9 @@ impl NextHops {
         let next_hop = entry.next_hop;
         self.by_next_hop.remove(&next_hop);
         self.entries.remove(id);
+        if next_hop.is_discard() {
+            return;
+        }
         let address = self
             .addresses
             .get_mut(&next_hop.via())

@@ -70,7 +70,7 @@ impl Verdict {
 
     /// `Ok`: the policy rule; `Err`: why the path was refused before policy.
     pub(super) fn explain(self) -> Result<Option<usize>, Ineligible> {
-        const REASONS: [Ineligible; 8] = [
+        const REASONS: [Ineligible; 9] = [
             Ineligible::NextHopUnreachable,
             Ineligible::NextHopIsOurs,
             Ineligible::NotUnicast,
@@ -79,6 +79,7 @@ impl Verdict {
             Ineligible::OriginatorIsUs,
             Ineligible::ClusterLoop,
             Ineligible::RouteLeak,
+            Ineligible::BlackholeOfOurs,
         ];
         if self.0 == NO_RULE {
             return Ok(None);

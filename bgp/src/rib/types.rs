@@ -218,6 +218,7 @@ pub struct RouteChange {
     pub prefix: IpNet,
     /// In ascending order, without duplicates, shared between prefixes with the same ones. Empty:
     /// no learned route is to be used (it was withdrawn, or we originate the prefix ourselves).
+    /// [`NextHop::DISCARD`], which then stands alone: packets are to be dropped.
     pub next_hops: Arc<[NextHop]>,
 }
 
@@ -292,6 +293,8 @@ pub struct RouteView {
     /// When the peer sent it.
     pub received: Instant,
     pub reason: Reason,
+    /// Packets are dropped (RFC 7999) where it is used: policy and rule that admitted it.
+    pub discarded: Option<String>,
 }
 
 /// Why a route is where it is.
@@ -326,6 +329,9 @@ pub enum Ineligible {
     ClusterLoop,
     /// RFC 9234 §5.
     RouteLeak,
+    /// A BLACKHOLE that is to be honoured, of a prefix that is originated here or inside one
+    /// (RFC 7999 §3.3: the neighbour is not authorised to advertise it).
+    BlackholeOfOurs,
 }
 
 impl fmt::Display for Ineligible {
@@ -339,6 +345,7 @@ impl fmt::Display for Ineligible {
             Self::OriginatorIsUs => "ORIGINATOR_ID is our router id",
             Self::ClusterLoop => "our cluster id is in the CLUSTER_LIST",
             Self::RouteLeak => "route leak (ONLY_TO_CUSTOMER)",
+            Self::BlackholeOfOurs => "BLACKHOLE of what is originated here",
         })
     }
 }

@@ -219,8 +219,19 @@ fn rows<K: Prefix>(
             stale: path.is_stale(),
             received: shared.instant(path.stamp),
             reason,
+            discarded: discarded(shared, path),
         });
     }
+}
+
+/// Policy and rule by which packets along this path are dropped.
+fn discarded(shared: &Shared, path: &Path) -> Option<String> {
+    let effective = &shared.attributes.get(path.effective).attributes;
+    let rule = path.verdict().explain().ok()?;
+    let peer = shared.peer(path.slot)?;
+    let policy = &peer.session.import;
+    (path.effective != NO_ATTRIBUTES && effective.next_hop.is_discard())
+        .then(|| policy.describe(rule))
 }
 
 /// Why a path is best or not.
@@ -280,6 +291,7 @@ fn sent_rows<K: Prefix>(
             stale: path.is_some_and(Path::is_stale),
             received: shared.instant(path.map_or(0, |path| path.stamp)),
             reason: Reason::Exported(policy.describe(outputs.rule(output))),
+            discarded: path.and_then(|path| discarded(shared, path)),
         });
     }
 }

@@ -340,6 +340,7 @@ impl Speaker {
             stale: view.stale,
             reason: view.reason,
             received_at: view.received,
+            discarded: view.discarded,
         }
     }
 

@@ -138,6 +138,7 @@ impl Peer {
             ttl_security: self.config.ttl_security,
             max_prefixes: self.config.max_prefixes,
             import: self.config.import.name().to_owned(),
+            blackhole: self.config.import.honours_blackhole(),
             export: self.config.export.name().to_owned(),
             news: PeerNews::default(),
         }

@@ -73,6 +73,8 @@ pub struct PeerStatus {
     pub max_prefixes: Option<u32>,
     /// Names of the policies in force.
     pub import: String,
+    /// It honours BLACKHOLE (RFC 7999).
+    pub blackhole: bool,
     pub export: String,
     /// New since the peer was last reported in [`Update::Peers`](crate::driver::Update); nothing
     /// in other answers.
@@ -113,6 +115,7 @@ impl PeerStatus {
             ttl_security: None,
             max_prefixes: None,
             import: String::new(),
+            blackhole: false,
             export: String::new(),
             news: PeerNews::default(),
         }
@@ -307,4 +310,6 @@ pub struct Route {
     /// Why it was rejected, or why it is or is not best. For a person: its `Display`.
     pub reason: Reason,
     pub received_at: Instant,
+    /// Packets are dropped (RFC 7999) where it is used: policy and rule that admitted it.
+    pub discarded: Option<String>,
 }

@@ -14,7 +14,10 @@ use dataplane::{
 };
 use ipnet::IpNet;
 
-use super::{Context, render_routing::kernel_route_text};
+use super::{
+    Context,
+    render_routing::{kernel_route_text, reason},
+};
 use crate::node::{
     Error,
     attachment::Attachment,
@@ -345,10 +348,13 @@ fn foreign(facts: &Facts, steps: &mut Steps) -> (bool, String) {
             steps.push(
                 "owner",
                 Status::Ok,
-                format!(
-                    "another node: {} with next hop {}",
-                    route.prefix, attributes.next_hop.address
-                ),
+                match &route.discarded {
+                    None => format!(
+                        "another node: {} with next hop {}",
+                        route.prefix, attributes.next_hop.address
+                    ),
+                    Some(_) => format!("another node, which has {} dropped", route.prefix),
+                },
             );
             let path = attributes.as_path.to_string();
             steps.push(
@@ -359,7 +365,7 @@ fn foreign(facts: &Facts, steps: &mut Steps) -> (bool, String) {
                     route.prefix,
                     route.peer.as_deref().unwrap_or("this node"),
                     if path.is_empty() { "empty" } else { &path },
-                    route.reason
+                    reason(route)
                 ),
             );
         }
@@ -379,7 +385,7 @@ fn foreign(facts: &Facts, steps: &mut Steps) -> (bool, String) {
                     route.prefix,
                     if best.is_some() { "also " } else { "" },
                     route.peer.as_deref().unwrap_or("this node"),
-                    route.reason
+                    reason(route)
                 ),
             );
         }
@@ -406,6 +412,15 @@ fn foreign(facts: &Facts, steps: &mut Steps) -> (bool, String) {
             "{address} is reached by {}, a route that is not agentd's.",
             kernel_route_text(route)
         ),
+        (Some(route), Some(best), false)
+            if best.discarded.is_some() && route.protocol == PROTOCOL_AGENTD_BGP =>
+        {
+            format!(
+                "{address} is dropped on this node: {} wants {} to be a blackhole (RFC 7999).",
+                best.peer.as_deref().unwrap_or("this node"),
+                best.prefix
+            )
+        }
         (_, Some(best), false) => format!(
             "{address} is covered by {} in BGP, but the kernel has no usable route to it.",
             best.prefix
@@ -429,7 +444,9 @@ fn kernel(facts: &Facts, steps: &mut Steps) -> bool {
     let text = kernel_route_text(route);
     match &route.target {
         Target::Blackhole | Target::Reject => {
-            let expected = facts.view.workload.is_none() && facts.view.block.is_some();
+            let honoured = route.protocol == PROTOCOL_AGENTD_BGP
+                && facts.paths.iter().any(|path| path.discarded.is_some());
+            let expected = honoured || facts.view.workload.is_none() && facts.view.block.is_some();
             steps.push(
                 "kernel route",
                 if expected {

@@ -101,6 +101,7 @@ pub fn peer(status: &PeerStatus, facts: &Facts) -> v1::Peer {
         ttl_security: status.ttl_security.unwrap_or(0).into(),
         max_prefixes: status.max_prefixes.unwrap_or(0),
         import_policy: status.import.clone(),
+        blackhole: status.blackhole,
         export_policy: status.export.clone(),
         shutdown: shutdown(facts, &status.name),
         source: match &status.range {

@@ -14,8 +14,10 @@ use super::render::timestamp;
 pub fn route(table: RouteTable, route: &Route) -> v1::Route {
     let attributes = &route.attributes;
     let mut next_hops = vec![attributes.next_hop.address.to_string()];
-    // A route of our own has no next hop until it is sent.
-    if route.peer.is_none() && attributes.next_hop.address.is_unspecified() {
+    // A route of our own has no next hop until it is sent, and what is dropped has none at all.
+    if route.peer.is_none() && attributes.next_hop.address.is_unspecified()
+        || attributes.next_hop.is_discard()
+    {
         next_hops.clear();
     }
     let communities = attributes
@@ -59,9 +61,9 @@ pub fn route(table: RouteTable, route: &Route) -> v1::Route {
             .map(ToString::to_string)
             .collect(),
         best: route.best,
-        reason: route.reason.to_string(),
-        policy_rule: match &route.reason {
-            Reason::Rejected(rule) | Reason::Exported(rule) => rule.clone(),
+        reason: reason(route),
+        policy_rule: match (&route.reason, &route.discarded) {
+            (Reason::Rejected(rule) | Reason::Exported(rule), _) | (_, Some(rule)) => rule.clone(),
             _ => String::new(),
         },
         decision_step: match &route.reason {
@@ -70,7 +72,10 @@ pub fn route(table: RouteTable, route: &Route) -> v1::Route {
         },
         stale: route.stale,
         received_at: Some(timestamp(wall_clock(route.received_at))),
-        kind: String::new(),
+        kind: match route.discarded {
+            Some(_) => "blackhole".to_owned(),
+            None => String::new(),
+        },
         interfaces: Vec::new(),
         protocol: 0,
         metric: 0,
@@ -80,6 +85,14 @@ pub fn route(table: RouteTable, route: &Route) -> v1::Route {
             .link_local
             .map(|address| address.to_string())
             .unwrap_or_default(),
+    }
+}
+
+/// Why it is where it is, and whether packets are dropped for it.
+pub fn reason(route: &Route) -> String {
+    match &route.discarded {
+        None => route.reason.to_string(),
+        Some(rule) => format!("{}; blackhole (RFC 7999) by policy {rule}", route.reason),
     }
 }
 

@@ -271,6 +271,7 @@ fn read_peer(
     let add_path = paths::read_add_path(&mut section);
     let extended_next_hop = section.boolean("extended_next_hop");
     let role = read_role(&mut section, internal);
+    let blackhole = section.boolean("blackhole");
     let limits = read_limits(&mut section);
     let paths = read_paths(&mut section, context, internal, exact.flatten());
     let own = read_inherited(&mut section, context.named, &context.inherited);
@@ -299,6 +300,7 @@ fn read_peer(
         allow_own_as: paths.allow_own_as,
         next_hop_self: paths.next_hop_self,
         remove_private_as: paths.remove_private_as,
+        blackhole: blackhole.is_some_and(|found| found.value),
         import: own.import,
         export: own.export,
         hold_time: own.hold_time,

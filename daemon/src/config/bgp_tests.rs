@@ -109,6 +109,8 @@ fn limits_and_path_options_of_a_peer_are_checked() {
     assert_eq!((full.local_as, full.allow_own_as), (Some(64600), 2));
     assert!(full.remove_private_as && !full.next_hop_self);
     assert!(peer("next_hop_self = true", 64512).unwrap().next_hop_self);
+    assert!(!full.blackhole && peer("blackhole = true", 1).unwrap().blackhole);
+    assert!(peer("blackhole = \"yes\"", 1).is_err());
     for (line, asn, reason) in [
         ("max_prefixes_warning = 50", 1, "needs max_prefixes"),
         ("max_prefixes_restart = \"1m\"", 1, "needs max_prefixes"),

@@ -280,6 +280,8 @@ pub struct Peer {
     pub next_hop_self: bool,
     /// Only external peers: paths without leading numbers for private use.
     pub remove_private_as: bool,
+    /// Routes with the community BLACKHOLE are honoured (RFC 7999).
+    pub blackhole: bool,
     pub import: ImportPolicy,
     pub export: ExportPolicy,
     /// Zero: no keepalives and no hold timer; otherwise at least 3 s. Keepalive is a third of it.

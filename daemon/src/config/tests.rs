@@ -125,6 +125,7 @@ fn a_pool_and_a_peer_get_every_default() {
             allow_own_as: 0,
             next_hop_self: false,
             remove_private_as: false,
+            blackhole: false,
             import: ImportPolicy::Pools,
             export: ExportPolicy::Blocks,
             hold_time: Duration::from_secs(9),

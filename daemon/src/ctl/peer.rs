@@ -85,6 +85,9 @@ pub struct Add {
     families: Vec<String>,
     #[arg(long, value_name = "COUNT")]
     max_prefixes: Option<u32>,
+    /// Honour BLACKHOLE (65535:666): drop what is sent to such prefixes (RFC 7999)
+    #[arg(long)]
+    blackhole: bool,
     /// Import policy
     #[arg(long, value_name = "POLICY")]
     import: Option<String>,
@@ -200,6 +203,7 @@ fn spec(add: Add) -> PeerSpec {
         local_address: text(add.local_address),
         passive: add.passive,
         route_reflector_client: add.client,
+        blackhole: add.blackhole,
         password_file: add.password_file.unwrap_or_default(),
         ttl_security: add.ttl_security.unwrap_or(0).into(),
         multihop: add.multihop.unwrap_or(0).into(),

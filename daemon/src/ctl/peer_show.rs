@@ -117,8 +117,14 @@ fn show_peer(peer: &Peer, out: &mut Output) -> Result<(), Error> {
         (
             "Policies",
             format!(
-                "import {}, export {}",
-                peer.import_policy, peer.export_policy
+                "import {}, export {}{}",
+                peer.import_policy,
+                peer.export_policy,
+                if peer.blackhole {
+                    "; BLACKHOLE is honoured"
+                } else {
+                    ""
+                }
             ),
         ),
         (

@@ -124,7 +124,10 @@ fn bgp_row(route: &Route) -> Vec<String> {
 
 /// One hop: `2001:db8::1 (fe80::1)` where it has two addresses.
 fn next_hop(route: &Route) -> String {
-    let text = route.next_hops.join(",");
+    let text = match route.kind.as_str() {
+        "blackhole" if route.next_hops.is_empty() => "discard".to_owned(),
+        _ => route.next_hops.join(","),
+    };
     match route.next_hop_link_local.as_str() {
         "" => text,
         link_local => format!("{text} ({link_local})"),

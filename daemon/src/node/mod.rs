@@ -533,7 +533,9 @@ impl Node {
                 remove.push(ObjectId::Route(change.prefix));
                 continue;
             }
-            let mut next_hops: Vec<_> = change.next_hops.iter().map(via).collect();
+            // RFC 7999: without next hops it is dropped.
+            let kept = change.next_hops.iter().filter(|hop| !hop.is_discard());
+            let mut next_hops: Vec<_> = kept.map(via).collect();
             next_hops.sort_unstable();
             next_hops.dedup();
             set.push(Object::Route(LearnedRoute {

@@ -34,6 +34,7 @@ pub(super) fn of_peers(old: &Peer, new: &Peer) -> String {
         allow_own_as,
         next_hop_self,
         remove_private_as,
+        blackhole,
         import,
         export,
         hold_time,

@@ -52,6 +52,7 @@ pub(super) fn section(spec: &PeerSpec) -> Result<String, Error> {
     for (key, value) in [
         ("passive", spec.passive),
         ("route_reflector_client", spec.route_reflector_client),
+        ("blackhole", spec.blackhole),
     ] {
         if value {
             line(key, "true".to_owned());

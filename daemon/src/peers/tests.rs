@@ -418,3 +418,25 @@ async fn watchers_hear_of_changes_and_of_peers_that_are_gone() {
     assert!(matches!(watch.recv().await, Ok(PeerEvent::Changed(_))));
     assert!(matches!(watch.recv().await, Ok(PeerEvent::Gone(name)) if name == "one"));
 }
+
+#[tokio::test]
+async fn blackholes_are_asked_for_by_peer_in_the_file_and_over_the_api() {
+    let bench = Bench::start(&peer("one", "127.0.0.11", ""));
+    let honours = async |name: &str| {
+        let peer = bench.peer(name).await.expect("a peer");
+        peer.blackhole
+    };
+    assert!(!honours("one").await);
+    let asked = PeerSpec {
+        blackhole: true,
+        ..spec("two", "127.0.0.12")
+    };
+    bench.handle.add(asked).await.expect("a peer");
+    assert!(honours("two").await && !honours("one").await);
+    let changed = peer("one", "127.0.0.11", "blackhole = true");
+    assert_eq!(
+        bench.reload(&changed).await,
+        [("peer one".into(), Effect::Live, "blackhole".into())]
+    );
+    assert!(honours("one").await && honours("two").await);
+}

@@ -115,12 +115,15 @@ pub(crate) fn speaker(
 
 /// What is taken from a peer, and what it is sent.
 fn policies(configured: &Peer, import_pools: &Arc<Policy>) -> (Arc<Policy>, Arc<Policy>) {
-    let import = match &configured.import {
+    let mut import = match &configured.import {
         ImportPolicy::Pools => import_pools.clone(),
         ImportPolicy::All => Arc::new(Policy::all()),
         ImportPolicy::None => Arc::new(Policy::none()),
         ImportPolicy::Named(policy) => policy.clone(),
     };
+    if configured.blackhole {
+        import = Arc::new(Policy::clone(&import).honouring_blackhole());
+    }
     let export = match &configured.export {
         ExportPolicy::Blocks => Arc::new(Policy::export_blocks()),
         ExportPolicy::All => Arc::new(Policy::all()),

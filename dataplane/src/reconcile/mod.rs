@@ -52,7 +52,7 @@ use self::{
     plan::Round,
     reap::Reaper,
     retry::jitter,
-    table::{Hash, NONE, Table},
+    table::{DISCARD, Hash, NONE, Table},
     tunnel::Tunnels,
     values::What,
 };
@@ -334,14 +334,12 @@ impl Reconciler {
     }
 
     fn set_route(&mut self, prefix: IpNet, next_hops: &[Via]) {
-        if next_hops.is_empty() {
-            self.remove_route(prefix);
-            return;
-        }
         self.resolve_all();
         let entry = self.table.get(&prefix);
-        let class = self.class_of(&prefix);
-        let id = self.use_set(class, next_hops, entry.seen);
+        let id = match next_hops {
+            [] => DISCARD,
+            next_hops => self.use_set(self.class_of(&prefix), next_hops, entry.seen),
+        };
         match entry.learned {
             NONE => self.learned += 1,
             before => self.release_set(before),

@@ -9,7 +9,7 @@ use super::{
     Reconciler,
     lifecycle::{Reading, Stage, kind_of},
     plan::{Asked, Tag},
-    table::{BLACKHOLE, Code, Hash, NONE},
+    table::{BLACKHOLE, Code, Hash, NONE, is_object},
     values::what,
 };
 use crate::{
@@ -196,7 +196,7 @@ impl Reconciler {
             }
             Err(error) => {
                 self.puzzling.remove(&prefix);
-                if code != BLACKHOLE && !self.object_stands(code) {
+                if is_object(code) && !self.object_stands(code) {
                     self.next_hops.held.insert(code);
                     return;
                 }

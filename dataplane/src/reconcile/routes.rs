@@ -9,7 +9,9 @@ use super::{
     Reconciler,
     lifecycle::Stage,
     plan::{Batch, ROUTES_PER_BATCH, Tag},
-    table::{ALTERED, BLACKHOLE, Code, Hash, LINK, NONE, OTHER, QUEUED, SPOILT, route_of},
+    table::{
+        ALTERED, BLACKHOLE, Code, Hash, LINK, NONE, OTHER, QUEUED, SPOILT, is_object, route_of,
+    },
     values::{single, what},
 };
 use crate::{
@@ -180,7 +182,9 @@ impl Reconciler {
                 ids.contains(&entry.seen)
                     && match entry.learned {
                         NONE => !synced && !unwanted.contains(prefix),
-                        id => id != entry.seen && self.wanted_kind(id).is_some(),
+                        id => {
+                            id != entry.seen && (!is_object(id) || self.wanted_kind(id).is_some())
+                        }
                     }
             })
             .map(|(_, entry)| entry.seen)
@@ -262,7 +266,7 @@ impl Reconciler {
             }
             Wanted::Code(code) if entry.seen == code => self.settle(prefix),
             Wanted::Code(code) => {
-                if code != BLACKHOLE && !self.object_stands(code) && !in_batch.contains(&code) {
+                if is_object(code) && !self.object_stands(code) && !in_batch.contains(&code) {
                     self.next_hops.held.insert(code);
                     return;
                 }

@@ -16,12 +16,14 @@ pub(super) type Hash = foldhash::fast::RandomState;
 /// RT_TABLE_MAIN.
 pub(super) const MAIN: u32 = 254;
 
-/// Content of an own route: nothing, a blackhole, something that we never write, an interface
-/// (`LINK` and its index), or else the id of a nexthop object.
+/// Content of an own route: nothing, the blackhole of a block, something that we never write, the
+/// blackhole of a learned route, an interface (`LINK` and its index), or else the id of a nexthop
+/// object.
 pub(super) type Code = u32;
 pub(super) const NONE: Code = 0;
 pub(super) const BLACKHOLE: Code = 1;
 pub(super) const OTHER: Code = 2;
+pub(super) const DISCARD: Code = 3;
 pub(super) const LINK: Code = 0x8000_0000;
 
 /// In one of the queues.
@@ -60,6 +62,11 @@ pub(super) fn is_own(protocol: u8) -> bool {
     protocol == PROTOCOL_AGENTD || protocol == PROTOCOL_AGENTD_BGP
 }
 
+/// Whether routes with this content point to a nexthop object, which has to stand before them.
+pub(super) fn is_object(code: Code) -> bool {
+    code > DISCARD && code & LINK == 0
+}
+
 pub(super) fn code_of(route: &Route) -> Code {
     match (&route.target, route.protocol) {
         (Target::Blackhole, PROTOCOL_AGENTD) => BLACKHOLE,
@@ -68,7 +75,8 @@ pub(super) fn code_of(route: &Route) -> Code {
             [one] if one.address.is_none() && one.index < LINK => LINK | one.index,
             _ => OTHER,
         },
-        (Target::NextHop { id }, PROTOCOL_AGENTD_BGP) if *id > OTHER && *id < LINK => *id,
+        (Target::Blackhole, PROTOCOL_AGENTD_BGP) => DISCARD,
+        (Target::NextHop { id }, PROTOCOL_AGENTD_BGP) if *id > DISCARD && *id < LINK => *id,
         _ => OTHER,
     }
 }
@@ -76,6 +84,7 @@ pub(super) fn code_of(route: &Route) -> Code {
 pub(super) fn route_of(prefix: IpNet, code: Code) -> Route {
     let (protocol, target) = match code {
         BLACKHOLE => (PROTOCOL_AGENTD, Target::Blackhole),
+        DISCARD => (PROTOCOL_AGENTD_BGP, Target::Blackhole),
         code if code & LINK != 0 => (
             PROTOCOL_AGENTD,
             Target::Link {

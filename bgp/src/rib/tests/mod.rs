@@ -2,6 +2,7 @@
 //! and as messages, decoded again by the codec.
 #![allow(clippy::unwrap_used)]
 
+mod blackhole;
 mod bounds;
 mod claims;
 mod decision;

@@ -59,6 +59,7 @@ impl MadeUp {
             stale: false,
             reason: Reason::Best(None),
             received_at: Instant::now(),
+            discarded: None,
         }
     }
 

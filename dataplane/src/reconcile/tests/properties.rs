@@ -8,10 +8,10 @@ use super::*;
 use crate::{
     desired::LearnedRoute,
     fake::{FakeNamespace, Missing},
-    kernel::{Address, LinkChange, NextHop, NextHopKind},
+    kernel::{Address, LinkChange, NextHop, NextHopKind, PROTOCOL_AGENTD_BGP},
     reconcile::{
         attach::{Spec, Want},
-        table::{LINK, is_own, own_metric},
+        table::{LINK, is_object, is_own, own_metric},
         values::{is_own_link, single},
     },
 };
@@ -120,9 +120,7 @@ impl Chaos {
                     .collect();
                 next_hops.sort_unstable();
                 next_hops.dedup();
-                if next_hops.is_empty() {
-                    next_hops.push(ip("fd00:1::11").into());
-                }
+                // None left: it is a blackhole.
                 Object::Route(LearnedRoute { prefix, next_hops })
             }
         }
@@ -317,7 +315,7 @@ impl Chaos {
             for prefix in standing {
                 let set = reconciler.table.get(&prefix).learned;
                 let excused = matches!(op, Op::DeleteNextHop { id }
-                    if reconciler.wanted_kind(set).is_none()
+                    if is_object(set) && reconciler.wanted_kind(set).is_none()
                         || reconciler.is_wanted_object(*id));
                 assert!(excused || after.contains(&prefix), "{op:?} breaks {prefix}");
             }
@@ -488,6 +486,12 @@ impl Chaos {
                         continue;
                     }
                     let seen = own.remove(&route.prefix);
+                    if route.next_hops.is_empty() {
+                        let dropped = (PROTOCOL_AGENTD_BGP, &Target::Blackhole);
+                        let seen = seen.map(|route| (route.protocol, &route.target));
+                        assert_eq!(seen, Some(dropped), "{id:?} {status:?}");
+                        continue;
+                    }
                     let Some(Target::NextHop { id: object }) = seen.map(|route| &route.target)
                     else {
                         let state = self.world.reconciler.object(id);
