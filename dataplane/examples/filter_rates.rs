@@ -15,7 +15,7 @@ use std::{
 
 use dataplane::{
     desired::{Access, FilterSettings, Protocol, PublishedPort},
-    filter::{Event, Filter, Output},
+    filter::{Entry, Event, Filter, Output},
     linux::nftables::{Changes, Filtering},
 };
 use nix::sched::{CloneFlags, unshare};
@@ -65,7 +65,7 @@ impl World {
             allowed: Vec::new(),
         };
         self.filter
-            .set_workload(&Arc::from(id), "agt0", false, &[address], &access);
+            .set_workload(&Arc::from(id), Entry::Own("agt0"), &[address], &access);
     }
 
     async fn add_times(&mut self, count: u16) -> Vec<Duration> {

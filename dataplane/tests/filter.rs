@@ -10,7 +10,7 @@ use std::{
 
 use dataplane::{
     desired::{Access, FilterSettings, Protocol, PublishedPort},
-    filter::{Event, Filter, Output, table::TABLE},
+    filter::{Entry, Event, Filter, Output, table::TABLE},
     linux::nftables::{Changes, Filtering},
 };
 
@@ -121,18 +121,33 @@ fn the_table_is_read_back_as_it_was_written() {
     on_a_host(|| async {
         let mut world = World::new();
         assert_eq!(world.settle().await, [Event::Programmed]);
-        world
-            .filter
-            .set_workload(&"a".into(), "agt0a", false, &addresses(1), &access(8080));
-        world
-            .filter
-            .set_workload(&"t".into(), "vm0", false, &addresses(2), &Access::default());
+        world.filter.set_workload(
+            &"a".into(),
+            Entry::Own("agt0a"),
+            &addresses(1),
+            &access(8080),
+        );
+        world.filter.set_workload(
+            &"t".into(),
+            Entry::Own("vm0"),
+            &addresses(2),
+            &Access::default(),
+        );
         let subnets = vec!["172.30.0.0/24".parse().unwrap()];
         world.filter.set_bridge("br-web".into(), subnets);
+        let port = Entry::Port {
+            bridge: "br-web",
+            port: "agt0c",
+            mac: [2, 0, 0, 0, 0, 1],
+        };
+        world
+            .filter
+            .set_workload(&"c".into(), port, &addresses(3), &access(8081));
         world.settle().await;
         assert_eq!(world.commits, 2);
         world.silent().await;
         println!("{}", run("nft", "list table inet agentd"));
+        println!("{}", run("nft", "list table bridge agentd"));
 
         // Another run, with the same wishes.
         world.filter.handle_change(None);
@@ -153,9 +168,12 @@ fn the_table_is_read_back_as_it_was_written() {
 fn whatever_others_do_to_the_table_is_heard_and_put_back() {
     on_a_host(|| async {
         let mut world = World::new();
-        world
-            .filter
-            .set_workload(&"a".into(), "agt0a", false, &addresses(1), &access(8080));
+        world.filter.set_workload(
+            &"a".into(),
+            Entry::Own("agt0a"),
+            &addresses(1),
+            &access(8080),
+        );
         world.settle().await;
         let before = run("nft", "list table inet agentd");
         for (command, expected) in [

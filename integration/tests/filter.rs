@@ -7,6 +7,8 @@
 //!
 //! The outside knows no route to the pools.
 
+#[path = "filter/bridged.rs"]
+mod bridged;
 #[path = "filter/net.rs"]
 mod net;
 #[path = "filter/spoof.rs"]
@@ -388,7 +390,7 @@ impl Monitor {
     fn writes(&self) -> Vec<String> {
         let text = self.0.log_text();
         text.lines()
-            .filter(|line| line.contains("inet agentd"))
+            .filter(|line| line.contains("inet agentd") || line.contains("bridge agentd"))
             .map(String::from)
             .collect()
     }

@@ -8,7 +8,10 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::table::SetName;
-use crate::desired::{Access, PublishedPort};
+use crate::{
+    desired::{Access, PublishedPort},
+    kernel::INTERFACE_PREFIX,
+};
 
 /// An element without its data. Ordered, so that dumps and wishes can be compared.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -111,13 +114,38 @@ pub fn ranges(prefixes: impl IntoIterator<Item = IpNet>) -> Elements {
     elements
 }
 
-/// What a workload with these addresses and that interface on the host needs.
+/// Where a workload's packets come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry<'a> {
+    /// By an interface of its own; none when it is empty.
+    Own(&'a str),
+    /// By a bridge, through a port with this MAC address behind it.
+    Port {
+        bridge: &'a str,
+        port: &'a str,
+        mac: [u8; 6],
+    },
+}
+
+/// What a workload with these addresses needs.
 pub fn of_workload(
-    host_interface: &str,
+    entry: Entry<'_>,
     addresses: &[IpAddr],
     access: &Access,
 ) -> Vec<(SetName, Key, Vec<u8>)> {
     let mut elements = Vec::new();
+    let host_interface = match entry {
+        Entry::Own(name) => {
+            if !name.starts_with(INTERFACE_PREFIX) && !name.is_empty() {
+                elements.push((SetName::Interfaces, interface(name), Vec::new()));
+            }
+            name
+        }
+        Entry::Port { bridge, port, mac } => {
+            of_member(port, mac, addresses, access, &mut elements);
+            bridge
+        }
+    };
     for address in addresses {
         let mut hairpin = false;
         for port in &access.ports {
@@ -141,21 +169,62 @@ pub fn of_workload(
             IpNet::V4(_) => SetName::Allowed4,
             IpNet::V6(_) => SetName::Allowed6,
         };
-        let mut first = interface_bytes(host_interface);
-        let mut last = first.clone();
-        first.extend(octets(prefix.network()));
-        last.extend(octets(prefix.broadcast()));
-        elements.push((
-            set,
-            Key {
-                first,
-                last,
-                end: false,
-            },
-            Vec::new(),
-        ));
+        let key = by_interface(host_interface, prefix);
+        elements.push((set, key, Vec::new()));
     }
     elements
+}
+
+fn by_interface(name: &str, prefix: IpNet) -> Key {
+    let mut first = interface_bytes(name);
+    let mut last = first.clone();
+    first.extend(octets(prefix.network()));
+    last.extend(octets(prefix.broadcast()));
+    Key {
+        first,
+        last,
+        end: false,
+    }
+}
+
+/// What a workload on a port of a bridge may call its own.
+fn of_member(
+    port: &str,
+    mac: [u8; 6],
+    addresses: &[IpAddr],
+    access: &Access,
+    elements: &mut Vec<(SetName, Key, Vec<u8>)>,
+) {
+    let mut key = interface_bytes(port);
+    key.extend(mac);
+    key.extend([0; 2]);
+    elements.push((SetName::MemberMac, exact(key), Vec::new()));
+    let own = addresses.iter().map(|address| IpNet::from(*address));
+    let own = own.chain([IpNet::from(IpAddr::V6(link_local(mac)))]);
+    let all: Vec<IpNet> = own.chain(access.allowed.iter().copied()).collect();
+    for prefix in IpNet::aggregate(&all) {
+        let set = match prefix {
+            IpNet::V4(_) => SetName::Member4,
+            IpNet::V6(_) => SetName::Member6,
+        };
+        elements.push((set, by_interface(port, prefix), Vec::new()));
+    }
+}
+
+/// The link-local address that belongs to a MAC address (RFC 4291 appendix A).
+pub(crate) fn link_local(mac: [u8; 6]) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac;
+    let pair = |high, low| u16::from_be_bytes([high, low]);
+    Ipv6Addr::new(
+        0xfe80,
+        0,
+        0,
+        0,
+        pair(a ^ 2, b),
+        pair(c, 0xff),
+        pair(0xfe, d),
+        pair(e, f),
+    )
 }
 
 /// `None`: not for that family.

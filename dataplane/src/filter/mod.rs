@@ -1,4 +1,5 @@
-//! Keeps the table `inet agentd` as wanted. Does no IO, like the reconciler beside it.
+//! Keeps the table `inet agentd` as wanted, and, where there are bridges, `bridge agentd` beside it.
+//! Does no IO, like the reconciler beside it.
 //!
 //! ```text
 //!              settings, Synced
@@ -24,6 +25,7 @@ pub mod table;
 #[cfg(test)]
 mod tests;
 mod types;
+mod wishes;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -35,11 +37,14 @@ use std::{
 use hashbrown::HashMap;
 use ipnet::IpNet;
 
-pub use self::types::{Counts, Event, JobId, Op, Output, Sets, Snapshot};
+pub use self::{
+    elements::Entry,
+    types::{Counts, Event, JobId, Op, Output, Sets, Snapshot, Tables},
+};
 use self::{elements::Key, plan::Plan, table::SetName};
 use crate::{
-    desired::{Access, Failure, FailureKind, FilterSettings},
-    kernel::{INTERFACE_PREFIX, OpError},
+    desired::{Failure, FailureKind, FilterSettings},
+    kernel::OpError,
 };
 
 #[derive(Debug)]
@@ -100,7 +105,10 @@ pub struct Filter {
     seen: Option<Box<Sets>>,
     /// Elements that may differ.
     changed: BTreeSet<(SetName, Key)>,
-    anew: Option<bool>,
+    /// They are to be made anew; these stand.
+    anew: Option<Tables>,
+    /// Whether a table is wanted was decided anew: what is read next is nobody's doing.
+    restructured: bool,
     wrong_rules: Vec<&'static str>,
     must_read: bool,
     /// What others did, until it is repaired.
@@ -140,6 +148,7 @@ impl Filter {
             seen: None,
             changed: BTreeSet::new(),
             anew: None,
+            restructured: false,
             wrong_rules: Vec::new(),
             must_read: true,
             foreign: Vec::new(),
@@ -158,110 +167,6 @@ impl Filter {
         }
     }
 
-    /// Without settings there is no table, and ports are not published.
-    pub fn set_settings(&mut self, settings: FilterSettings) {
-        self.settings = Some(settings);
-        self.refresh_ranges();
-    }
-
-    /// All workloads and bridges that earlier runs left behind are set.
-    pub fn synced(&mut self) {
-        self.synced = true;
-    }
-
-    pub fn set_bridge(&mut self, name: Arc<str>, subnets: Vec<IpNet>) {
-        self.want(SetName::Interfaces, elements::interface(&name), Vec::new());
-        self.bridges.insert(name, subnets);
-        self.refresh_ranges();
-    }
-
-    pub fn remove_bridge(&mut self, name: &str) {
-        if self.bridges.remove(name).is_some() {
-            self.unwant(SetName::Interfaces, elements::interface(name));
-            self.refresh_ranges();
-        }
-    }
-
-    /// `host_interface` is where its packets come in; `known`: it is no name of the workload's own.
-    /// Answered by [`Event::Standing`] when [`Self::is_pending`] says so afterwards.
-    pub fn set_workload(
-        &mut self,
-        id: &Arc<str>,
-        host_interface: &str,
-        known: bool,
-        addresses: &[IpAddr],
-        access: &Access,
-    ) {
-        let mut new = elements::of_workload(host_interface, addresses, access);
-        if !known && !host_interface.starts_with(INTERFACE_PREFIX) && !host_interface.is_empty() {
-            let key = elements::interface(host_interface);
-            new.push((SetName::Interfaces, key, Vec::new()));
-        }
-        self.leaving.remove(id);
-        let old = self.workloads.remove(id);
-        let old_elements = old.as_ref().map_or(&[][..], |old| &old.elements);
-        for (set, key) in old_elements {
-            if !new.iter().any(|(s, k, _)| s == set && k == key) {
-                self.disown(id, *set, key);
-            }
-        }
-        let mut changes = false;
-        let mut names = Vec::with_capacity(new.len());
-        for (set, key, data) in new {
-            names.push((set, key.clone()));
-            let slot = (set, key);
-            changes |= self.owners.get(&slot) != Some(id)
-                || self.wanted[set.index()].get(&slot.1) != Some(&data);
-            self.owners.insert(slot.clone(), id.clone());
-            self.want(set, slot.1, data);
-        }
-        let stood = old.is_some_and(|old| old.standing);
-        let workload = Workload {
-            addresses: addresses.to_vec(),
-            standing: names.is_empty() || (stood && !changes),
-            elements: names,
-            failed: false,
-        };
-        if !workload.standing && !self.standing.contains(id) {
-            self.standing.push(id.clone());
-        }
-        self.workloads.insert(id.clone(), workload);
-    }
-
-    /// Its elements go at once. [`Self::routes_removed`] is to follow.
-    pub fn remove_workload(&mut self, id: &Arc<str>) {
-        let Some(workload) = self.workloads.remove(id) else {
-            return;
-        };
-        self.standing.retain(|waiting| waiting != id);
-        for (set, key) in &workload.elements {
-            self.disown(id, *set, key);
-        }
-        let plain = workload.elements.is_empty() || !self.is_active();
-        if !plain {
-            self.gone.push(id.clone());
-        }
-        self.leaving.insert(
-            id.clone(),
-            Leaving {
-                addresses: workload.addresses,
-                awaited: !plain,
-                elements_gone: plain,
-                routes_gone: false,
-            },
-        );
-    }
-
-    /// No packet reaches it any more: its connections can be forgotten for good. Whether
-    /// [`Event::Gone`] is to be waited for.
-    pub fn routes_removed(&mut self, id: &Arc<str>) -> bool {
-        let Some(leaving) = self.leaving.get_mut(id) else {
-            return false;
-        };
-        leaving.routes_gone = true;
-        leaving.awaited
-    }
-
     /// Whether elements of that workload do not stand yet.
     pub fn is_pending(&self, id: &str) -> bool {
         self.is_active()
@@ -273,6 +178,14 @@ impl Filter {
 
     fn is_active(&self) -> bool {
         self.settings.is_some()
+    }
+
+    /// Those that are wanted.
+    fn tables(&self) -> Tables {
+        Tables {
+            inet: true,
+            bridge: !self.bridges.is_empty(),
+        }
     }
 
     pub fn counts(&self) -> Counts {
@@ -321,12 +234,13 @@ impl Filter {
         self.audit_at = Some(now + AUDIT);
         self.anew = None;
         self.wrong_rules.clear();
-        if self.told && self.seen.is_some() {
+        let restructured = std::mem::take(&mut self.restructured);
+        if self.told && self.seen.is_some() && !restructured {
             let changes = self.describe(&snapshot);
             self.foreign.extend(changes);
         }
-        if !snapshot.table || !snapshot.wrong.is_empty() {
-            self.anew = Some(snapshot.table);
+        if snapshot.tables != self.tables() || !snapshot.wrong.is_empty() {
+            self.anew = Some(snapshot.tables);
             self.seen = None;
             return;
         }
@@ -423,59 +337,6 @@ impl Filter {
     fn next_id(&mut self) -> JobId {
         self.last_id += 1;
         JobId(self.last_id)
-    }
-
-    fn want(&mut self, set: SetName, key: Key, data: Vec<u8>) {
-        let wanted = &mut self.wanted[set.index()];
-        if wanted.get(&key) != Some(&data) {
-            wanted.insert(key.clone(), data);
-            self.changed.insert((set, key));
-        }
-    }
-
-    fn unwant(&mut self, set: SetName, key: Key) {
-        if self.wanted[set.index()].remove(&key).is_some() {
-            self.changed.insert((set, key));
-        }
-    }
-
-    fn disown(&mut self, id: &Arc<str>, set: SetName, key: &Key) {
-        let slot = (set, key.clone());
-        if self.owners.get(&slot) == Some(id) {
-            self.owners.remove(&slot);
-            self.unwant(set, slot.1);
-        }
-    }
-
-    /// Sets of ranges follow from settings and bridges alone.
-    fn refresh_ranges(&mut self) {
-        let settings = self.settings.clone().unwrap_or_default();
-        let mut inside = settings.inside;
-        inside.extend(self.bridges.values().flatten());
-        for (v4, v6, prefixes) in [
-            (SetName::Inside4, SetName::Inside6, inside),
-            (
-                SetName::Masquerade4,
-                SetName::Masquerade6,
-                settings.masquerade,
-            ),
-            (SetName::Bridged4, SetName::Bridged6, settings.bridged),
-        ] {
-            let (of4, of6): (Vec<_>, Vec<_>) = prefixes
-                .into_iter()
-                .partition(|prefix| matches!(prefix, IpNet::V4(_)));
-            for (set, prefixes) in [(v4, of4), (v6, of6)] {
-                let new = elements::ranges(prefixes);
-                let old = std::mem::take(&mut self.wanted[set.index()]);
-                for key in old.keys().filter(|key| !new.contains_key(key)) {
-                    self.changed.insert((set, key.clone()));
-                }
-                for key in new.keys().filter(|key| !old.contains_key(key)) {
-                    self.changed.insert((set, key.clone()));
-                }
-                self.wanted[set.index()] = new;
-            }
-        }
     }
 
     fn trouble(&mut self, now: Instant, error: &OpError) {

@@ -3,7 +3,7 @@
 use super::{
     CHUNK, Filter,
     elements::Key,
-    table::{self, CHAINS, Kind, SetName},
+    table::{self, CHAINS, Family, Kind, SetName},
     types::{Op, Snapshot},
 };
 
@@ -18,8 +18,13 @@ pub(super) struct Plan {
 impl Filter {
     /// What differs from what was last known to stand.
     pub(super) fn describe(&self, snapshot: &Snapshot) -> Vec<String> {
-        if !snapshot.table {
-            return vec![format!("table inet {} was deleted", table::TABLE)];
+        let gone: Vec<String> = Family::ALL
+            .into_iter()
+            .filter(|family| self.tables().has(*family) && !snapshot.tables.has(*family))
+            .map(|family| format!("table {} {} was deleted", family.name(), table::TABLE))
+            .collect();
+        if !gone.is_empty() {
+            return gone;
         }
         if !snapshot.wrong.is_empty() {
             return snapshot.wrong.clone();
@@ -59,14 +64,20 @@ impl Filter {
         let mut delta = Vec::new();
         let Some(seen) = self.seen.as_deref().filter(|_| self.anew.is_none()) else {
             self.changed.clear();
-            if self.anew.take().unwrap_or(false) {
-                ops.push(Op::DeleteTable);
-            }
-            ops.push(Op::CreateTable);
-            ops.extend(SetName::ALL.map(Op::CreateSet));
-            ops.extend(CHAINS.iter().map(|chain| Op::CreateChain(chain.name)));
-            ops.extend(CHAINS.iter().map(|chain| Op::AddRules(chain.name)));
-            for set in SetName::ALL {
+            let standing = self.anew.take().unwrap_or_default();
+            let wanted = self.tables();
+            let all = Family::ALL.into_iter();
+            let gone = all.clone().filter(|family| standing.has(*family));
+            ops.extend(gone.map(Op::DeleteTable));
+            let made = all.filter(|family| wanted.has(*family));
+            ops.extend(made.map(Op::CreateTable));
+            let sets = SetName::ALL.into_iter();
+            let sets = sets.filter(|set| wanted.has(set.family()));
+            let chains = CHAINS.iter().filter(|chain| wanted.has(chain.family));
+            ops.extend(sets.clone().map(Op::CreateSet));
+            ops.extend(chains.clone().map(|chain| Op::CreateChain(chain.name)));
+            ops.extend(chains.map(|chain| Op::AddRules(chain.name)));
+            for set in sets {
                 add(&mut ops, set, self.wanted[set.index()].iter());
                 delta.extend(
                     self.wanted[set.index()]
@@ -104,7 +115,9 @@ impl Filter {
                     }
                 }
             }
-            if deletes.is_empty() && adds.is_empty() {
+            // Ports of a bridge that is not there any more: there is no such set.
+            let absent = !self.tables().has(set.family());
+            if absent || (deletes.is_empty() && adds.is_empty()) {
                 continue;
             }
             if set.shape().kind == Kind::Ranges {

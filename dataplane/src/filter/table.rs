@@ -1,4 +1,4 @@
-//! What the table `inet agentd` is made of: sets, chains and rules.
+//! What the tables `inet agentd` and `bridge agentd` are made of: sets, chains and rules.
 //!
 //! Chains and rules are the same on every node and at all times; they find the agent's interfaces by
 //! the prefix of their names. What differs stands in sets, so a change writes elements and nothing
@@ -10,6 +10,7 @@
 //! prerouting -100   to an address of the node: ports        (DNAT for clients outside and workloads)
 //! output     -100   to an address of the node: ports        (DNAT for the node itself)
 //! postrouting 100   after DNAT: hairpin; from pools to the world: masquerade
+//! bridge, prerouting -300   from the agent's ports of bridges: members (likewise, at layer 2)
 //! ```
 //!
 //! Values are those of the kernel's `nf_tables.h`; offsets are those of the IPv4, IPv6, ICMPv6, TCP,
@@ -21,8 +22,35 @@ use std::sync::LazyLock;
 
 use crate::kernel::INTERFACE_PREFIX;
 
-/// Of family `inet`.
+/// In both families.
 pub const TABLE: &str = "agentd";
+
+/// Of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    Inet,
+    /// Sees frames between ports of bridges, ARP among them. Exists only while there are bridges.
+    Bridge,
+}
+
+impl Family {
+    pub const ALL: [Family; 2] = [Family::Inet, Family::Bridge];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Family::Inet => "inet",
+            Family::Bridge => "bridge",
+        }
+    }
+
+    /// NFPROTO_*.
+    pub fn number(self) -> u8 {
+        match self {
+            Family::Inet => 1,
+            Family::Bridge => 7,
+        }
+    }
+}
 
 /// A set or map of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -50,10 +78,15 @@ pub enum SetName {
     /// Published ports of every address of the node: protocol, port to address, port.
     AnyPorts4,
     AnyPorts6,
+    /// Ports of bridges, and the MAC address behind each.
+    MemberMac,
+    /// ... and the addresses.
+    Member4,
+    Member6,
 }
 
 impl SetName {
-    pub const ALL: [SetName; 15] = [
+    pub const ALL: [SetName; 18] = [
         SetName::Interfaces,
         SetName::Inside4,
         SetName::Inside6,
@@ -69,7 +102,18 @@ impl SetName {
         SetName::Ports6,
         SetName::AnyPorts4,
         SetName::AnyPorts6,
+        SetName::MemberMac,
+        SetName::Member4,
+        SetName::Member6,
     ];
+
+    /// Of its table.
+    pub fn family(self) -> Family {
+        match self {
+            SetName::MemberMac | SetName::Member4 | SetName::Member6 => Family::Bridge,
+            _ => Family::Inet,
+        }
+    }
 
     pub fn name(self) -> &'static str {
         match self {
@@ -88,6 +132,9 @@ impl SetName {
             SetName::Ports6 => "ports6",
             SetName::AnyPorts4 => "any-ports4",
             SetName::AnyPorts6 => "any-ports6",
+            SetName::MemberMac => "member-mac",
+            SetName::Member4 => "member4",
+            SetName::Member6 => "member6",
         }
     }
 
@@ -99,7 +146,7 @@ impl SetName {
     }
 
     pub fn shape(self) -> Shape {
-        use Field::{Address4, Address6, Interface, Port, Protocol};
+        use Field::{Address4, Address6, Interface, Mac, Port, Protocol};
         let (key, data, kind): (&[Field], &[Field], Kind) = match self {
             SetName::Interfaces => (&[Interface], &[], Kind::Exact),
             SetName::Inside4 | SetName::Masquerade4 | SetName::Bridged4 => {
@@ -108,8 +155,9 @@ impl SetName {
             SetName::Inside6 | SetName::Masquerade6 | SetName::Bridged6 => {
                 (&[Address6], &[], Kind::Ranges)
             }
-            SetName::Allowed4 => (&[Interface, Address4], &[], Kind::KeyRanges),
-            SetName::Allowed6 => (&[Interface, Address6], &[], Kind::KeyRanges),
+            SetName::MemberMac => (&[Interface, Mac], &[], Kind::Exact),
+            SetName::Allowed4 | SetName::Member4 => (&[Interface, Address4], &[], Kind::KeyRanges),
+            SetName::Allowed6 | SetName::Member6 => (&[Interface, Address6], &[], Kind::KeyRanges),
             SetName::Hairpin4 => (&[Address4, Address4], &[], Kind::Exact),
             SetName::Hairpin6 => (&[Address6, Address6], &[], Kind::Exact),
             SetName::Ports4 => (&[Address4, Protocol, Port], &[Address4, Port], Kind::Exact),
@@ -147,6 +195,7 @@ pub enum Field {
     Interface,
     Address4,
     Address6,
+    Mac,
     Protocol,
     Port,
 }
@@ -156,6 +205,7 @@ impl Field {
     pub fn length(self) -> u32 {
         match self {
             Field::Interface | Field::Address6 => 16,
+            Field::Mac => 8,
             Field::Address4 | Field::Protocol | Field::Port => 4,
         }
     }
@@ -165,6 +215,7 @@ impl Field {
         match self {
             Field::Address4 => 7,
             Field::Address6 => 8,
+            Field::Mac => 9,
             Field::Protocol => 12,
             Field::Port => 13,
             Field::Interface => 41,
@@ -178,6 +229,7 @@ pub type Register = u8;
 /// The part of a packet an offset counts from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Base {
+    Link,
     Network,
     Transport,
 }
@@ -187,6 +239,8 @@ pub enum Meta {
     InputName,
     OutputName,
     Family,
+    /// Of what follows the Ethernet header, in network order.
+    EtherType,
     Layer4,
 }
 
@@ -233,6 +287,7 @@ pub enum Step {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
+    pub family: Family,
     pub name: &'static str,
     /// `None`: only jumped to.
     pub hook: Option<Hook>,
@@ -248,12 +303,19 @@ pub struct Hook {
     pub priority: i32,
 }
 
-/// Why packets are dropped, in order of the counters in the chain `source`.
-pub const DROP_REASONS: [&str; 4] = [
+/// Why packets are dropped, in order of the counters in the chains `source` and `members`.
+pub const DROP_REASONS: [&str; 11] = [
     "router_advertisement",
     "redirect",
     "loopback_destination",
     "source_address",
+    "bridge_router_advertisement",
+    "bridge_redirect",
+    "bridge_mac_address",
+    "bridge_arp_mac_address",
+    "bridge_arp_address",
+    "bridge_neighbour_advertisement",
+    "bridge_source_address",
 ];
 
 /// Chains in an order in which each stands before it is jumped to.
@@ -267,6 +329,7 @@ pub static CHAINS: LazyLock<Vec<Chain>> = LazyLock::new(|| {
         translate("translate", NF_PRE_ROUTING),
         translate("translate-own", NF_LOCAL_OUT),
         postrouting(),
+        members(),
     ]
 });
 
@@ -276,10 +339,14 @@ const NF_POST_ROUTING: u32 = 4;
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
 const ICMPV6: u8 = 58;
-/// RFC 4861 §4.2, §4.5.
+/// RFC 4861 §4.2, §4.4, §4.5.
 const ROUTER_ADVERTISEMENT: u8 = 134;
 const REDIRECT: u8 = 137;
+const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 const RTN_LOCAL: u32 = 2;
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_ARP: u16 = 0x0806;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
 
 fn family(number: u8) -> [Step; 2] {
     [Step::Meta(Meta::Family, 0), Step::Equal(0, vec![number])]
@@ -307,15 +374,18 @@ fn rule(parts: impl IntoIterator<Item = impl IntoIterator<Item = Step>>) -> Vec<
     parts.into_iter().flatten().collect()
 }
 
+fn icmpv6(kind: u8) -> [Step; 4] {
+    [
+        Step::Meta(Meta::Layer4, 0),
+        Step::Equal(0, vec![ICMPV6]),
+        transport(0, 1, 0),
+        Step::Equal(0, vec![kind]),
+    ]
+}
+
 /// From an interface of a workload. What returns goes on.
 fn source() -> Chain {
-    let icmpv6 = |kind: u8| {
-        rule([
-            vec![Step::Meta(Meta::Layer4, 0), Step::Equal(0, vec![ICMPV6])],
-            vec![transport(0, 1, 0), Step::Equal(0, vec![kind])],
-            vec![Step::Counter, Step::Drop],
-        ])
-    };
+    let refused = |kind| rule([icmpv6(kind).to_vec(), vec![Step::Counter, Step::Drop]]);
     let allowed = |number, offset, length, set| {
         rule([
             family(number).to_vec(),
@@ -324,11 +394,12 @@ fn source() -> Chain {
         ])
     };
     Chain {
+        family: Family::Inet,
         name: "source",
         hook: None,
         rules: vec![
-            icmpv6(ROUTER_ADVERTISEMENT),
-            icmpv6(REDIRECT),
+            refused(ROUTER_ADVERTISEMENT),
+            refused(REDIRECT),
             // Interfaces with a port published at 127.0.0.1 have route_localnet: without this, the
             // workload could reach what listens on the node's loopback.
             rule([
@@ -391,6 +462,7 @@ fn ports() -> Chain {
         ])
     };
     Chain {
+        family: Family::Inet,
         name: "ports",
         hook: None,
         rules: vec![
@@ -425,6 +497,7 @@ fn hairpin() -> Chain {
         ])
     };
     Chain {
+        family: Family::Inet,
         name: "hairpin",
         hook: None,
         rules: vec![
@@ -446,6 +519,7 @@ fn hairpin() -> Chain {
 /// From the subnet of a bridge: nobody outside of this node knows a route to it.
 fn bridged() -> Chain {
     Chain {
+        family: Family::Inet,
         name: "bridged",
         hook: None,
         rules: vec![
@@ -469,6 +543,7 @@ fn bridged() -> Chain {
 
 fn prerouting() -> Chain {
     Chain {
+        family: Family::Inet,
         name: "prerouting",
         hook: Some(Hook {
             kind: "filter",
@@ -495,6 +570,7 @@ fn prerouting() -> Chain {
 
 fn translate(name: &'static str, number: u32) -> Chain {
     Chain {
+        family: Family::Inet,
         name,
         hook: Some(Hook {
             kind: "nat",
@@ -532,6 +608,7 @@ fn postrouting() -> Chain {
         ])
     };
     Chain {
+        family: Family::Inet,
         name: "postrouting",
         hook: Some(Hook {
             kind: "nat",
@@ -548,6 +625,108 @@ fn postrouting() -> Chain {
             masquerade(IPV6, 8, 24, 16, SetName::Masquerade6, SetName::Inside6),
             bridged(IPV4, 12, 4, SetName::Bridged4),
             bridged(IPV6, 8, 16, SetName::Bridged6),
+        ],
+    }
+}
+
+/// Between ports of a bridge: a workload is held to its own MAC address, to its own addresses in ARP,
+/// neighbour discovery and packets, and is no router. Without this, neighbours on one bridge could
+/// take each other's traffic.
+fn members() -> Chain {
+    let is = |kind: u16| {
+        [
+            Step::Meta(Meta::EtherType, 0),
+            Step::Equal(0, kind.to_be_bytes().to_vec()),
+        ]
+    };
+    // Unless the port and that part of the frame are in the set.
+    let held = |payload: Step, set| {
+        vec![
+            Step::Meta(Meta::InputName, 0),
+            payload,
+            Step::NotIn { set, from: 0 },
+            Step::Counter,
+            Step::Drop,
+        ]
+    };
+    let mac = Step::Payload {
+        base: Base::Link,
+        offset: 6,
+        length: 6,
+        into: 4,
+    };
+    let refused = |kind| rule([icmpv6(kind).to_vec(), vec![Step::Counter, Step::Drop]]);
+    Chain {
+        family: Family::Bridge,
+        name: "members",
+        hook: Some(Hook {
+            kind: "filter",
+            number: NF_PRE_ROUTING,
+            priority: -300,
+        }),
+        rules: vec![
+            // Ports of others, or of their bridges.
+            vec![
+                Step::Meta(Meta::InputName, 0),
+                Step::NotEqual(0, INTERFACE_PREFIX.as_bytes().to_vec()),
+                Step::Return,
+            ],
+            refused(ROUTER_ADVERTISEMENT),
+            refused(REDIRECT),
+            held(mac, SetName::MemberMac),
+            // ARP (RFC 826): hardware and protocol address of the sender, whether it asks or
+            // answers. A probe has none (RFC 5227 §2.1.1).
+            rule([
+                is(ETHERTYPE_ARP).to_vec(),
+                held(network(8, 6, 4), SetName::MemberMac),
+            ]),
+            rule([
+                is(ETHERTYPE_ARP).to_vec(),
+                vec![network(14, 4, 0), Step::Equal(0, vec![0; 4]), Step::Return],
+            ]),
+            rule([
+                is(ETHERTYPE_ARP).to_vec(),
+                held(network(14, 4, 4), SetName::Member4),
+            ]),
+            // The target of the advertisement.
+            rule([
+                icmpv6(NEIGHBOUR_ADVERTISEMENT).to_vec(),
+                held(transport(8, 16, 4), SetName::Member6),
+            ]),
+            // As in the chain `source`.
+            rule([
+                is(ETHERTYPE_IPV6).to_vec(),
+                vec![network(8, 16, 0), Step::Equal(0, vec![0; 16])],
+                vec![Step::Meta(Meta::Layer4, 0), Step::Equal(0, vec![ICMPV6])],
+                vec![Step::Return],
+            ]),
+            rule([
+                is(ETHERTYPE_IPV4).to_vec(),
+                vec![
+                    Step::Meta(Meta::InputName, 0),
+                    network(12, 4, 4),
+                    Step::Find {
+                        set: SetName::Member4,
+                        from: 0,
+                    },
+                    Step::Return,
+                ],
+            ]),
+            rule([
+                is(ETHERTYPE_IPV6).to_vec(),
+                vec![
+                    Step::Meta(Meta::InputName, 0),
+                    network(8, 16, 4),
+                    Step::Find {
+                        set: SetName::Member6,
+                        from: 0,
+                    },
+                    Step::Return,
+                ],
+            ]),
+            rule([is(ETHERTYPE_ARP).to_vec(), vec![Step::Return]]),
+            // Neither ARP nor a packet from an address of its own.
+            vec![Step::Counter, Step::Drop],
         ],
     }
 }

@@ -13,9 +13,9 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 
 use super::{
-    Event, Filter, Op, Output, Snapshot,
+    Entry, Event, Filter, Op, Output, Snapshot,
     elements::{self, Key},
-    table::{CHAINS, SetName},
+    table::{CHAINS, Family, SetName},
 };
 use crate::{
     desired::{Access, FilterSettings, Protocol, PublishedPort},
@@ -57,10 +57,11 @@ fn addresses(host: u8) -> Vec<IpAddr> {
     ]
 }
 
-/// A kernel with one table.
+/// A kernel with the two tables.
 #[derive(Default)]
 struct Kernel {
     table: Option<Table>,
+    bridge: Option<Table>,
     writes: usize,
     /// Answers to the next requests, one each.
     faults: Vec<Option<i32>>,
@@ -92,22 +93,30 @@ impl Kernel {
 
     fn read(&mut self) -> Result<Box<Snapshot>, OpError> {
         self.fault()?;
-        let Some(table) = &self.table else {
-            return Ok(Box::default());
-        };
-        let mut snapshot = Snapshot {
-            table: true,
-            sets: table.elements.clone(),
-            ..Snapshot::default()
-        };
-        for set in SetName::ALL {
+        let mut snapshot = Snapshot::default();
+        snapshot.tables.inet = self.table.is_some();
+        snapshot.tables.bridge = self.bridge.is_some();
+        for (family, table) in [(Family::Inet, &self.table), (Family::Bridge, &self.bridge)] {
+            if let Some(table) = table {
+                Self::look(family, table, &mut snapshot);
+            }
+        }
+        Ok(Box::new(snapshot))
+    }
+
+    fn look(family: Family, table: &Table, snapshot: &mut Snapshot) {
+        for set in SetName::ALL
+            .into_iter()
+            .filter(|set| set.family() == family)
+        {
+            snapshot.sets[set.index()] = table.elements[set.index()].clone();
             if !table.sets.contains(&set) {
                 snapshot
                     .wrong
                     .push(format!("set {} was deleted", set.name()));
             }
         }
-        for chain in CHAINS.iter() {
+        for chain in CHAINS.iter().filter(|chain| chain.family == family) {
             match table.chains.iter().find(|(name, _)| *name == chain.name) {
                 None => snapshot
                     .wrong
@@ -118,17 +127,16 @@ impl Kernel {
                 Some(_) => {}
             }
         }
-        Ok(Box::new(snapshot))
     }
 
     fn commit(&mut self, ops: &[Op]) -> Result<(), OpError> {
         self.fault()?;
         self.writes += 1;
-        let mut after = self.table.clone();
+        let mut after = (self.table.clone(), self.bridge.clone());
         for op in ops {
             apply(&mut after, op)?;
         }
-        self.table = after;
+        (self.table, self.bridge) = after;
         Ok(())
     }
 }
@@ -140,14 +148,32 @@ fn refuse<T>(errno: i32) -> Result<T, OpError> {
     })
 }
 
-fn apply(state: &mut Option<Table>, op: &Op) -> Result<(), OpError> {
+fn family_of(op: &Op) -> Family {
+    match op {
+        Op::DeleteTable(family) | Op::CreateTable(family) => *family,
+        Op::CreateSet(set)
+        | Op::FlushSet(set)
+        | Op::AddElements(set, _)
+        | Op::DeleteElements(set, _) => set.family(),
+        Op::CreateChain(name) | Op::AddRules(name) | Op::FlushChain(name) => {
+            let spec = CHAINS.iter().find(|spec| spec.name == *name);
+            spec.unwrap().family
+        }
+    }
+}
+
+fn apply(state: &mut (Option<Table>, Option<Table>), op: &Op) -> Result<(), OpError> {
+    let state = match family_of(op) {
+        Family::Inet => &mut state.0,
+        Family::Bridge => &mut state.1,
+    };
     const ENOENT: i32 = 2;
     const EEXIST: i32 = 17;
     match op {
-        Op::DeleteTable if state.take().is_none() => return refuse(ENOENT),
-        Op::DeleteTable => return Ok(()),
-        Op::CreateTable if state.is_some() => return refuse(EEXIST),
-        Op::CreateTable => {
+        Op::DeleteTable(_) if state.take().is_none() => return refuse(ENOENT),
+        Op::DeleteTable(_) => return Ok(()),
+        Op::CreateTable(_) if state.is_some() => return refuse(EEXIST),
+        Op::CreateTable(_) => {
             *state = Some(Table::default());
             return Ok(());
         }
@@ -157,7 +183,7 @@ fn apply(state: &mut Option<Table>, op: &Op) -> Result<(), OpError> {
         return refuse(ENOENT);
     };
     match op {
-        Op::DeleteTable | Op::CreateTable => {}
+        Op::DeleteTable(_) | Op::CreateTable(_) => {}
         Op::CreateSet(set) => {
             table.sets.insert(*set);
         }
@@ -224,7 +250,7 @@ impl World {
     fn set(&mut self, id: &str, host: u8, access: &Access) {
         let interface = format!("agt{id}");
         self.filter
-            .set_workload(&id.into(), &interface, false, &addresses(host), access);
+            .set_workload(&id.into(), Entry::Own(&interface), &addresses(host), access);
     }
 
     fn remove(&mut self, id: &str) {
@@ -272,22 +298,36 @@ impl World {
     }
 
     fn check(&mut self) {
-        let table = self.kernel.table.as_ref().expect("the table stands");
-        for set in SetName::ALL {
+        assert_eq!(self.kernel.bridge.is_some(), self.filter.tables().bridge);
+        let tables = [
+            (Family::Inet, &self.kernel.table),
+            (Family::Bridge, &self.kernel.bridge),
+        ];
+        for (family, table) in tables {
+            match table {
+                Some(table) => self.check_table(family, table),
+                None => assert_eq!(family, Family::Bridge),
+            }
+        }
+        let writes = self.kernel.writes;
+        self.filter.handle_change(None);
+        self.settle();
+        assert_eq!(self.kernel.writes, writes, "a second pass plans nothing");
+    }
+
+    fn check_table(&self, family: Family, table: &Table) {
+        let own = SetName::ALL.into_iter();
+        for set in own.filter(|set| set.family() == family) {
             assert_eq!(
                 table.elements[set.index()],
                 self.filter.wanted[set.index()],
                 "{set:?}"
             );
         }
-        for chain in CHAINS.iter() {
+        for chain in CHAINS.iter().filter(|chain| chain.family == family) {
             let there = table.chains.iter().find(|(name, _)| *name == chain.name);
             assert_eq!(there, Some(&(chain.name, chain.rules.len())));
         }
-        let writes = self.kernel.writes;
-        self.filter.handle_change(None);
-        self.settle();
-        assert_eq!(self.kernel.writes, writes, "a second pass plans nothing");
     }
 }
 
@@ -422,6 +462,59 @@ fn a_change_that_was_never_heard_is_found_after_some_minutes() {
     world.filter.handle_timeout(world.now);
     let what = "rules of chain source were changed".to_owned();
     assert_eq!(world.settle(), [Event::Repaired { what }]);
+    world.check();
+}
+
+#[test]
+fn there_is_a_table_for_bridges_as_long_as_there_are_bridges() {
+    let mut world = World::with_settings();
+    world.settle();
+    assert!(world.kernel.bridge.is_none());
+    let bridge = |world: &mut World| {
+        world
+            .filter
+            .set_bridge("apps0".into(), nets(&["172.30.0.0/24"]));
+        let port = Entry::Port {
+            bridge: "apps0",
+            port: "agt0",
+            mac: [2, 0, 0, 0, 0, 1],
+        };
+        let id: Arc<str> = "a".into();
+        world
+            .filter
+            .set_workload(&id, port, &addresses(1), &access(&[], &["192.0.2.0/24"]));
+    };
+    bridge(&mut world);
+    let stands = Event::Standing("a".into());
+    assert_eq!(world.settle(), [stands], "nobody else did anything");
+    let elements = |world: &World, set: SetName| {
+        let table = world.kernel.bridge.as_ref().unwrap();
+        table.elements[set.index()].len()
+    };
+    assert_eq!(elements(&world, SetName::MemberMac), 1);
+    assert_eq!(elements(&world, SetName::Member4), 2);
+    // Its own, and the link-local one.
+    assert_eq!(elements(&world, SetName::Member6), 2);
+
+    // A restart with unchanged wishes.
+    let kernel = std::mem::take(&mut world.kernel);
+    let mut world = World::with_settings();
+    world.kernel = kernel;
+    world.kernel.writes = 0;
+    bridge(&mut world);
+    world.settle();
+    assert_eq!(world.kernel.writes, 0);
+
+    world.kernel.bridge = None;
+    world.filter.handle_change(None);
+    let what = "table bridge agentd was deleted".to_owned();
+    assert_eq!(world.settle(), [Event::Repaired { what }]);
+    assert_eq!(elements(&world, SetName::MemberMac), 1);
+
+    world.remove("a");
+    world.filter.remove_bridge("apps0");
+    assert_eq!(world.settle(), [Event::Gone("a".into())]);
+    assert!(world.kernel.bridge.is_none());
     world.check();
 }
 
@@ -573,7 +666,7 @@ fn damage(table: &mut Option<Table>, how: u8) {
             .take(1)
             .for_each(|chain| chain.1 += 1),
         3 => there.elements = super::Sets::default(),
-        4 => {
+        4 if there.sets.contains(&SetName::AnyPorts4) => {
             there.elements[SetName::AnyPorts4.index()]
                 .insert(elements::interface("foreign"), vec![1]);
         }
@@ -607,7 +700,19 @@ proptest! {
                         .map(|port| tcp(u16::from(id) * 100 + port, 80 + port))
                         .collect();
                     let allowed: &[&str] = if allowed { &["192.0.2.1/32"] } else { &[] };
-                    world.set(&id.to_string(), id, &access(&ports, allowed));
+                    let access = access(&ports, allowed);
+                    match id % 2 {
+                        0 => world.set(&id.to_string(), id, &access),
+                        _ => {
+                            let name: Arc<str> = id.to_string().into();
+                            let entry = Entry::Port {
+                                bridge: "br0",
+                                port: &format!("agt{id}"),
+                                mac: [2, 0, 0, 0, 0, id],
+                            };
+                            world.filter.set_workload(&name, entry, &addresses(id), &access);
+                        }
+                    }
                     alive.insert(id);
                 }
                 Act::Remove(id) => {
@@ -620,6 +725,7 @@ proptest! {
                 Act::Bridge(false) => world.filter.remove_bridge("br0"),
                 Act::Break(how) => {
                     damage(&mut world.kernel.table, how);
+                    damage(&mut world.kernel.bridge, how / 2);
                     world.filter.handle_change(None);
                 }
                 Act::Step(count) => {

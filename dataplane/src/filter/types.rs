@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use super::{
     elements::{Elements, Key},
-    table::SetName,
+    table::{Family, SetName},
 };
 use crate::desired::Failure;
 
@@ -15,8 +15,8 @@ pub type Sets = [Elements; SetName::ALL.len()];
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
     /// With all that is in it.
-    DeleteTable,
-    CreateTable,
+    DeleteTable(Family),
+    CreateTable(Family),
     CreateSet(SetName),
     CreateChain(&'static str),
     /// All rules of a chain of [`CHAINS`].
@@ -28,13 +28,28 @@ pub enum Op {
     DeleteElements(SetName, Vec<Key>),
 }
 
-/// The table, as the kernel has it.
+/// Which of the tables there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tables {
+    pub inet: bool,
+    pub bridge: bool,
+}
+
+impl Tables {
+    pub fn has(self, family: Family) -> bool {
+        match family {
+            Family::Inet => self.inet,
+            Family::Bridge => self.bridge,
+        }
+    }
+}
+
+/// The tables, as the kernel has them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Whether there is one.
-    pub table: bool,
-    /// What of its structure is not as in [`table`], for a person; rules of chains apart. With
-    /// anything here the table is made anew.
+    pub tables: Tables,
+    /// What of their structure is not as in [`table`](super::table), for a person; rules of chains
+    /// apart. With anything here they are made anew.
     pub wrong: Vec<String>,
     /// Chains that are right but for their rules.
     pub wrong_rules: Vec<&'static str>,

@@ -18,11 +18,7 @@
 //! Devices are known by name and alias; every permanent neighbour and entry on them is ours. One that
 //! no pool uses any more stays for a while: nodes that have not changed over still send through it.
 
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, Ipv6Addr},
-    time::Instant,
-};
+use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use hashbrown::HashMap;
 use ipnet::IpNet;
@@ -36,6 +32,7 @@ use super::{
 };
 use crate::{
     desired::{self, Encapsulation, ObjectId, Scope, Via},
+    filter::elements::link_local,
     kernel::{
         Change, FdbEntry, Gateway, Link, Neighbour, NextHopKind, TUNNEL_ALIAS, TUNNEL_PREFIX,
         Tunnel,
@@ -220,22 +217,6 @@ pub fn endpoint_mac(endpoint: IpAddr) -> [u8; 6] {
             mac
         }
     }
-}
-
-/// The link-local address that belongs to a MAC address (RFC 4291 appendix A).
-fn link_local(mac: [u8; 6]) -> Ipv6Addr {
-    let [a, b, c, d, e, f] = mac;
-    let pair = |high, low| u16::from_be_bytes([high, low]);
-    Ipv6Addr::new(
-        0xfe80,
-        0,
-        0,
-        0,
-        pair(a ^ 2, b),
-        pair(c, 0xff),
-        pair(0xfe, d),
-        pair(e, f),
-    )
 }
 
 /// The gateway by which a next hop is known on a tunnel device.

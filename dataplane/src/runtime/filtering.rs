@@ -9,9 +9,10 @@ use tokio::sync::oneshot;
 
 use crate::{
     desired::{Attachment, Event, FilterSettings, Object, ObjectId},
-    filter::{self, Counts, Filter, JobId, Output, Snapshot, table::DROP_REASONS},
+    filter::{self, Counts, Entry, Filter, JobId, Output, Snapshot, table::DROP_REASONS},
     kernel::OpError,
     linux::{OpenError, nftables},
+    reconcile::workload_mac,
 };
 
 /// State of the filter table.
@@ -65,18 +66,17 @@ impl Filtering {
     pub(super) fn set(&mut self, object: &Object) {
         match object {
             Object::Workload(workload) => {
-                // On a bridge, packets come in by the bridge, which is known by itself.
-                let (interface, named) = match &workload.attachment {
-                    Attachment::Bridged { bridge, .. } => (bridge.to_string(), true),
-                    _ => (workload.host_interface().unwrap_or_default(), false),
+                let interface = workload.host_interface().unwrap_or_default();
+                let entry = match &workload.attachment {
+                    Attachment::Bridged { bridge, .. } => Entry::Port {
+                        bridge,
+                        port: &interface,
+                        mac: workload_mac(&workload.id),
+                    },
+                    _ => Entry::Own(&interface),
                 };
-                self.core.set_workload(
-                    &workload.id,
-                    &interface,
-                    named,
-                    &workload.addresses,
-                    &workload.access,
-                );
+                self.core
+                    .set_workload(&workload.id, entry, &workload.addresses, &workload.access);
             }
             Object::Bridge(bridge) => self
                 .core

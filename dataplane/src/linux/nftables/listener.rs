@@ -1,4 +1,4 @@
-//! Hears when others change the table.
+//! Hears when others change the tables.
 //!
 //! A BPF program in the kernel drops what the own sockets cause and what is of other families.
 
@@ -13,10 +13,10 @@ use super::{
         listener::{attach, own_or},
         socket::{self, Ports},
     },
-    encode::{INET, kind},
+    encode::kind,
     read::{number, string},
 };
-use crate::filter::table::TABLE;
+use crate::filter::table::{Family, TABLE};
 
 /// Bytes.
 const BUFFER: usize = 4 << 20;
@@ -118,7 +118,11 @@ fn take(message: &decode::Message<'_>, heard: &mut Heard) {
         return;
     }
     // The first attribute of every kind of object names its table.
-    heard.changed |= message.payload.first() == Some(&INET) && string(attributes, 1) == Some(TABLE);
+    let family = message.payload.first();
+    let ours = Family::ALL
+        .iter()
+        .any(|ours| family == Some(&ours.number()));
+    heard.changed |= ours && string(attributes, 1) == Some(TABLE);
 }
 
 /// Offsets are those of `nlmsghdr`; behind it the first byte is the family.
@@ -131,9 +135,10 @@ fn program(ports: Ports) -> Vec<libc::sock_filter> {
     let mut program = own_or(ports);
     program.extend([
         one(LOAD_HALF, 0, 0, 4),
-        one(JUMP_EQUAL, 2, 0, u32::from(kind::NEW_GENERATION.to_be())),
+        one(JUMP_EQUAL, 3, 0, u32::from(kind::NEW_GENERATION.to_be())),
         one(LOAD_BYTE, 0, 0, 16),
-        one(JUMP_EQUAL, 0, 1, u32::from(INET)),
+        one(JUMP_EQUAL, 1, 0, u32::from(Family::Inet.number())),
+        one(JUMP_EQUAL, 0, 1, u32::from(Family::Bridge.number())),
         one(RETURN, 0, 0, u32::MAX),
         one(RETURN, 0, 0, 0),
     ]);

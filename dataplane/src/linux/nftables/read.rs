@@ -10,12 +10,12 @@ use netlink_packet_netfilter::nftables::{ChainAttribute, RuleAttribute, SetEleme
 use super::{
     super::{decode, encode::NLM_F_DUMP},
     Lane,
-    encode::{self, HEADER, kind},
+    encode::{self, kind},
 };
 use crate::filter::{
     Snapshot,
     elements::{Elements, Key},
-    table::{CHAINS, SetName, Step, TABLE},
+    table::{CHAINS, Chain, Family, SetName, Step, TABLE},
 };
 
 const NLA_F_NESTED: u16 = 0x8000;
@@ -25,38 +25,56 @@ const HEADER_LENGTH: usize = 4;
 impl Lane {
     pub(super) fn snapshot(&mut self) -> io::Result<Snapshot> {
         let mut snapshot = Snapshot::default();
-        self.dump(kind::GET_TABLE, &[], |attributes| {
-            // NFTA_TABLE_NAME, NFTA_TABLE_FLAGS.
-            if string(attributes, 1) == Some(TABLE) {
-                snapshot.table = true;
-                if number(attributes, 2).is_some_and(|flags| flags != 0) {
-                    snapshot.wrong.push(format!("table inet {TABLE} got flags"));
+        for family in Family::ALL {
+            let mut there = false;
+            self.dump(kind::GET_TABLE, family, &[], |attributes| {
+                // NFTA_TABLE_NAME, NFTA_TABLE_FLAGS.
+                if string(attributes, 1) == Some(TABLE) {
+                    there = true;
+                    if number(attributes, 2).is_some_and(|flags| flags != 0) {
+                        let name = family.name();
+                        snapshot
+                            .wrong
+                            .push(format!("table {name} {TABLE} got flags"));
+                    }
                 }
+            })?;
+            match family {
+                Family::Inet => snapshot.tables.inet = there,
+                Family::Bridge => snapshot.tables.bridge = there,
             }
-        })?;
-        if !snapshot.table {
-            return Ok(snapshot);
         }
-        self.chains(&mut snapshot)?;
-        self.rules(&mut snapshot)?;
-        self.sets(&mut snapshot)?;
+        let tables = snapshot.tables;
+        let standing = Family::ALL.into_iter().filter(|family| tables.has(*family));
+        for family in standing {
+            self.chains(family, &mut snapshot)?;
+            self.rules(family, &mut snapshot)?;
+            self.sets(family, &mut snapshot)?;
+        }
         if snapshot.wrong.is_empty() {
             for set in SetName::ALL {
+                if !tables.has(set.family()) {
+                    continue;
+                }
                 snapshot.sets[set.index()] = self.elements(set)?;
             }
         }
         Ok(snapshot)
     }
 
-    fn chains(&mut self, snapshot: &mut Snapshot) -> io::Result<()> {
-        let mut missing: Vec<&str> = CHAINS.iter().map(|chain| chain.name).collect();
-        self.dump(kind::GET_CHAIN, &[], |attributes| {
+    fn chains(&mut self, family: Family, snapshot: &mut Snapshot) -> io::Result<()> {
+        let own: Vec<&Chain> = CHAINS
+            .iter()
+            .filter(|chain| chain.family == family)
+            .collect();
+        let mut missing: Vec<&str> = own.iter().map(|chain| chain.name).collect();
+        self.dump(kind::GET_CHAIN, family, &[], |attributes| {
             // NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, NFTA_CHAIN_HOOK.
             if string(attributes, 1) != Some(TABLE) {
                 return;
             }
             let name = string(attributes, 3).unwrap_or_default();
-            let Some(chain) = CHAINS.iter().find(|chain| chain.name == name) else {
+            let Some(chain) = own.iter().find(|chain| chain.name == name) else {
                 snapshot.wrong.push(format!("chain {name} was added"));
                 return;
             };
@@ -74,28 +92,32 @@ impl Lane {
         Ok(())
     }
 
-    fn rules(&mut self, snapshot: &mut Snapshot) -> io::Result<()> {
+    fn rules(&mut self, family: Family, snapshot: &mut Snapshot) -> io::Result<()> {
         let request = encode::bytes(&[RuleAttribute::Table(TABLE.to_owned())]);
         // Rules of each chain that have been seen, as long as all were right.
-        let mut right: Vec<Option<usize>> = vec![Some(0); CHAINS.len()];
-        self.dump(kind::GET_RULE, &request, |attributes| {
+        let own: Vec<&Chain> = CHAINS
+            .iter()
+            .filter(|chain| chain.family == family)
+            .collect();
+        let mut right: Vec<Option<usize>> = vec![Some(0); own.len()];
+        self.dump(kind::GET_RULE, family, &request, |attributes| {
             // NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS.
             if string(attributes, 1) != Some(TABLE) {
                 return;
             }
             let name = string(attributes, 2).unwrap_or_default();
-            let Some(position) = CHAINS.iter().position(|chain| chain.name == name) else {
+            let Some(position) = own.iter().position(|chain| chain.name == name) else {
                 return;
             };
             let Some(seen) = right[position] else { return };
             let there = value(attributes, 4).unwrap_or_default();
-            let agrees = CHAINS[position]
+            let agrees = own[position]
                 .rules
                 .get(seen)
                 .is_some_and(|rule| agree(&encode::bytes(&encode::expressions(rule)), there));
             right[position] = agrees.then_some(seen + 1);
         })?;
-        for (chain, seen) in CHAINS.iter().zip(right) {
+        for (chain, seen) in own.into_iter().zip(right) {
             if seen != Some(chain.rules.len()) {
                 snapshot.wrong_rules.push(chain.name);
             }
@@ -103,16 +125,19 @@ impl Lane {
         Ok(())
     }
 
-    fn sets(&mut self, snapshot: &mut Snapshot) -> io::Result<()> {
+    fn sets(&mut self, family: Family, snapshot: &mut Snapshot) -> io::Result<()> {
         let request = encode::bytes(&[SetElementList::Table(TABLE.to_owned())]);
-        let mut missing: Vec<&str> = SetName::ALL.iter().map(|set| set.name()).collect();
-        self.dump(kind::GET_SET, &request, |attributes| {
+        let own = SetName::ALL
+            .into_iter()
+            .filter(|set| set.family() == family);
+        let mut missing: Vec<&str> = own.clone().map(SetName::name).collect();
+        self.dump(kind::GET_SET, family, &request, |attributes| {
             // NFTA_SET_TABLE, NFTA_SET_NAME, NFTA_SET_FLAGS.
             if string(attributes, 1) != Some(TABLE) {
                 return;
             }
             let name = string(attributes, 2).unwrap_or_default();
-            let Some(set) = SetName::ALL.into_iter().find(|set| set.name() == name) else {
+            let Some(set) = own.clone().find(|set| set.name() == name) else {
                 snapshot.wrong.push(format!("set {name} was added"));
                 return;
             };
@@ -135,7 +160,7 @@ impl Lane {
             SetElementList::Set(set.name().to_owned()),
         ]);
         let mut elements = Elements::new();
-        self.dump(kind::GET_ELEMENT, &request, |attributes| {
+        self.dump(kind::GET_ELEMENT, set.family(), &request, |attributes| {
             // NFTA_SET_ELEM_LIST_ELEMENTS.
             for (_, element) in decode::attributes(value(attributes, 3).unwrap_or_default()) {
                 // NFTA_SET_ELEM_KEY, _DATA, _FLAGS, _KEY_END; each value in an NFTA_DATA_VALUE.
@@ -158,20 +183,26 @@ impl Lane {
 
     /// Packets dropped, in the order of [`DROP_REASONS`](crate::filter::table::DROP_REASONS).
     pub(super) fn dropped(&mut self) -> io::Result<Vec<u64>> {
+        let mut dropped = Vec::new();
+        for name in ["source", "members"] {
+            if let Some(chain) = CHAINS.iter().find(|chain| chain.name == name) {
+                self.counters(chain, &mut dropped)?;
+            }
+        }
+        Ok(dropped)
+    }
+
+    /// Packets counted by the rules of a chain.
+    fn counters(&mut self, chain: &Chain, dropped: &mut Vec<u64>) -> io::Result<()> {
         let request = encode::bytes(&[
             RuleAttribute::Table(TABLE.to_owned()),
-            RuleAttribute::Chain("source".to_owned()),
+            RuleAttribute::Chain(chain.name.to_owned()),
         ]);
-        let counters: Vec<bool> = CHAINS
-            .iter()
-            .filter(|chain| chain.name == "source")
-            .flat_map(|chain| &chain.rules)
-            .map(|rule| rule.contains(&Step::Counter))
-            .collect();
-        let mut dropped = Vec::new();
+        let rules = chain.rules.iter();
+        let counters: Vec<bool> = rules.map(|rule| rule.contains(&Step::Counter)).collect();
         let mut position = 0;
-        self.dump(kind::GET_RULE, &request, |attributes| {
-            if string(attributes, 1) != Some(TABLE) || string(attributes, 2) != Some("source") {
+        self.dump(kind::GET_RULE, chain.family, &request, |attributes| {
+            if string(attributes, 1) != Some(TABLE) || string(attributes, 2) != Some(chain.name) {
                 return;
             }
             let counted = counters.get(position).copied().unwrap_or(false);
@@ -185,22 +216,28 @@ impl Lane {
                 .find_map(|(_, expression)| value(value(expression, 2)?, 2)?.try_into().ok())
                 .map_or(0, u64::from_be_bytes);
             dropped.push(packets);
-        })?;
-        Ok(dropped)
+        })
     }
 
-    /// Dumps objects of family inet; `each` gets the attributes of one.
-    fn dump(&mut self, kind: u16, request: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<()> {
+    /// Dumps objects of a family; `each` gets the attributes of one.
+    fn dump(
+        &mut self,
+        kind: u16,
+        family: Family,
+        request: &[u8],
+        mut each: impl FnMut(&[u8]),
+    ) -> io::Result<()> {
         self.sequence += 1;
         let sequence = self.sequence;
         self.encoder.clear();
-        self.encoder.begin(kind, NLM_F_DUMP, sequence, &HEADER);
+        self.encoder
+            .begin(kind, NLM_F_DUMP, sequence, &encode::header(family));
         self.encoder.append(request);
         self.encoder.end();
         let bytes = self.encoder.bytes();
         self.socket
             .dump(bytes, sequence, &mut self.receive, |message| {
-                if message.payload.first() == Some(&encode::INET) {
+                if message.payload.first() == Some(&family.number()) {
                     each(message.payload.get(HEADER_LENGTH..).unwrap_or_default());
                 }
             })
