@@ -104,7 +104,8 @@ async fn delete(socket: &Path, namespaces: &[Netns]) -> Result<Duration> {
     Ok(attach::delete(socket, namespaces, 32).await?.all)
 }
 
-fn at_rest(agent: &Agent, start: Instant) -> Result<Duration> {
+/// Waits until the agent is ready with nothing to write.
+pub(super) fn at_rest(agent: &Agent, start: Instant) -> Result<Duration> {
     loop {
         let status = agent.client().status()?;
         let dataplane = status.dataplane.unwrap_or_default();
