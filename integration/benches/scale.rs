@@ -4,18 +4,33 @@ use std::time::Duration;
 
 use anyhow::Result;
 use integration::bench::fib::Prefixes;
-use integration::bench::report::{Page, milliseconds};
-use integration::bench::results::{record, record_times};
-use integration::bench::{is_quick, median, percentile, routes, scale};
+use integration::bench::report::{Page, milliseconds, ratio};
+use integration::bench::scale::PART;
+use integration::bench::{percentile, routes, scale};
 use integration::lab::Lab;
 
 const WORKLOADS: usize = 5000;
 const DELETED: usize = 1000;
 const MORE: usize = 200;
 
-fn row(what: String, times: &[Duration]) -> Vec<String> {
+/// Workloads beside [`ROUTES`] routes.
+const BESIDE_ROUTES: usize = 1000;
+const ROUTES: u32 = 100_000;
+
+fn row(what: String, times: &[Duration], more: [String; 2]) -> Vec<String> {
     let at = |share| milliseconds(percentile(times, share));
-    vec![what, at(0.5), at(0.99), at(1.0)]
+    let mut row = vec![what, at(0.5), at(0.99), at(1.0)];
+    row.extend(more);
+    row
+}
+
+/// The last part as a multiple of the first.
+fn growth(times: &[Duration]) -> String {
+    let median = |part: Option<&[Duration]>| percentile(part.unwrap_or_default(), 0.5);
+    ratio(
+        median(times.rchunks(PART).next()),
+        median(times.chunks(PART).next()),
+    )
 }
 
 fn main() -> Result<()> {
@@ -25,45 +40,65 @@ fn main() -> Result<()> {
     }
     let lab = Lab::new()?;
     // `WORKLOADS=1000 ./dev bench --bench scale` is for a first look.
-    let workloads = match std::env::var("WORKLOADS") {
-        Ok(count) => count.parse()?,
-        Err(_) if is_quick() => WORKLOADS / 50,
-        Err(_) => WORKLOADS,
-    };
+    let workloads = std::env::var("WORKLOADS").map_or(Ok(WORKLOADS), |count| count.parse())?;
     let figures = scale::run(&lab, workloads, DELETED.min(workloads / 2), MORE)?;
-    let part = figures.adds.len().min(500);
-    record_times("add-first", "agentd", &[median(&figures.adds[..part])])?;
-    let last = &figures.adds[figures.adds.len() - part..];
-    record_times("add-last", "agentd", &[median(last)])?;
-    let deleted = u32::try_from(DELETED.min(workloads / 2))?;
-    let rate = f64::from(deleted) / figures.deletes.as_secs_f64();
-    record("delete-rate", "agentd", &[rate])?;
     let mut page = Page::new(
         "Many workloads",
         "One client adds workloads one by one; then the agent is killed and started again; then 32 \
-         clients delete a part of them as fast as they can while one goes on adding.",
+         clients delete a part of them as fast as they can while one goes on adding. Processor time \
+         is the agent's for one add, with what the kernel does on its behalf. \"Limit\" is the p50 of \
+         the same kernel state written by raw netlink, as many before.",
     );
-    let mut rows: Vec<_> = figures
-        .adds
-        .chunks(500)
+    let parts = figures.adds.chunks(PART).zip(figures.limit.chunks(PART));
+    let mut rows: Vec<_> = parts
+        .zip(&figures.processor)
         .enumerate()
-        .map(|(part, times)| {
-            let from = part * 500;
-            row(format!("{} to {}", from + 1, from + times.len()), times)
+        .map(|(part, ((times, limit), processor))| {
+            let from = part * PART;
+            let each = *processor / u32::try_from(times.len()).unwrap_or(1);
+            let more = [milliseconds(each), milliseconds(percentile(limit, 0.5))];
+            row(
+                format!("{} to {}", from + 1, from + times.len()),
+                times,
+                more,
+            )
         })
         .collect();
     rows.push(row(
         format!("{MORE} more, while others are deleted"),
         &figures.adds_amid_deletes,
+        Default::default(),
     ));
-    page.table("Add", &["workloads", "p50 ms", "p99 ms", "max ms"], &rows);
+    let columns = [
+        "workloads",
+        "p50 ms",
+        "p99 ms",
+        "max ms",
+        "processor ms",
+        "limit ms",
+    ];
+    page.table("Add", &columns, &rows);
+    let beside_routes = {
+        let count = ROUTES;
+        let workloads = BESIDE_ROUTES.min(workloads);
+        scale::restart_with_routes(&lab, workloads, Prefixes { v6: false, count })?
+    };
     page.table(
         &format!("With {workloads} workloads"),
         &["", ""],
         &[
             vec![
+                format!("p50 of the last {PART} adds, to that of the first"),
+                growth(&figures.adds),
+            ],
+            vec!["the same of the limit".into(), growth(&figures.limit)],
+            vec![
                 "kill -9, start, ready and nothing pending".into(),
                 format!("{} ms", milliseconds(figures.restart)),
+            ],
+            vec![
+                format!("the same with {BESIDE_ROUTES} workloads and {ROUTES} routes"),
+                format!("{} ms", milliseconds(beside_routes)),
             ],
             vec![
                 format!("{} deletes", DELETED.min(workloads / 2)),
@@ -76,8 +111,7 @@ fn main() -> Result<()> {
         ],
     );
     page.write("scale")?;
-    // Five minutes, until the audit has looked once.
-    if std::env::var_os("BENCH_LONG").is_some() {
+    if std::env::var_os("WORKLOADS").is_none() {
         at_rest(&lab)?;
     }
     Ok(())

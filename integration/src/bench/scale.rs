@@ -6,10 +6,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use super::attach;
+use super::fib::Prefixes;
+use super::routes::Loaded;
 use crate::lab::agent::Agent;
 use crate::lab::netns::Netns;
 use crate::lab::{Lab, single};
 
+/// Adds of which figures are told together.
+pub const PART: usize = 500;
 /// How long thousands of links may take to be reaped or looked at.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -41,8 +45,13 @@ impl Drop for Namespaces {
 /// Figures of one run.
 #[derive(Debug)]
 pub struct Figures {
+    /// The same kernel state by raw netlink, in the order it was made.
+    pub limit: Vec<Duration>,
     /// Adds by one client, in the order they were made.
     pub adds: Vec<Duration>,
+    /// Processor time of the agent, with what the kernel did on its behalf, for each part of
+    /// [`PART`] adds: it does not depend on what else the machine does.
+    pub processor: Vec<Duration>,
     /// From `kill -9` and the start of the next process until it is ready with nothing pending.
     pub restart: Duration,
     pub resident_kib: u64,
@@ -64,22 +73,22 @@ pub fn agent(lab: &Lab) -> Result<Agent> {
 /// Adds `count` workloads one by one, restarts the agent, and deletes `deletes` of them at once while
 /// `more` are added.
 pub fn run(lab: &Lab, count: usize, deletes: usize, more: usize) -> Result<Figures> {
-    let agent = agent(lab)?;
     let namespaces = Namespaces::new(lab, count + more)?;
     let (first, later) = namespaces.all().split_at(count);
     let (deleted, _) = first.split_at(deletes);
+    let limit = limit(lab, first)?;
+    let agent = agent(lab)?;
     let runtime = tokio::runtime::Runtime::new()?;
-    let adds = runtime.block_on(attach::add(&agent.socket(), first, 1))?;
-    let resident_kib = super::routes::status_kib(agent.process()?.pid(), "VmRSS:")?;
-
-    agent.kill()?;
-    let start = Instant::now();
-    agent.start()?;
-    let restart = at_rest(&agent, start)?;
-    ensure!(
-        agent.client().workloads()?.len() == count,
-        "workloads are lost"
-    );
+    let pid = agent.process()?.pid();
+    let (mut adds, mut processor) = (Vec::with_capacity(count), Vec::new());
+    for part in first.chunks(PART) {
+        let before = super::routes::processor_time(pid)?;
+        let times = runtime.block_on(attach::add(&agent.socket(), part, 1))?;
+        adds.extend(times.each);
+        processor.push(super::routes::processor_time(pid)?.saturating_sub(before));
+    }
+    let resident_kib = super::routes::status_kib(pid, "VmRSS:")?;
+    let restart = restart(&agent, count)?;
 
     let socket = agent.socket();
     let (deletes, amid) = runtime.block_on(async {
@@ -91,7 +100,9 @@ pub fn run(lab: &Lab, count: usize, deletes: usize, more: usize) -> Result<Figur
         "workloads are lost"
     );
     Ok(Figures {
-        adds: adds.each,
+        limit,
+        adds,
+        processor,
         restart,
         resident_kib,
         adds_amid_deletes: amid.each,
@@ -99,13 +110,56 @@ pub fn run(lab: &Lab, count: usize, deletes: usize, more: usize) -> Result<Figur
     })
 }
 
+/// From `kill -9` and the start of the next process until it is ready with nothing pending, with
+/// workloads and learned routes.
+pub fn restart_with_routes(lab: &Lab, workloads: usize, prefixes: Prefixes) -> Result<Duration> {
+    let loaded = Loaded::new(lab, "node-restart", prefixes)?;
+    let namespaces = Namespaces::new(lab, workloads)?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(attach::add(&loaded.agent.socket(), namespaces.all(), 4))?;
+    let time = restart(&loaded.agent, workloads)?;
+    loaded.wait_for_routes(prefixes)?;
+    let counts = loaded
+        .agent
+        .client()
+        .status()?
+        .dataplane
+        .unwrap_or_default();
+    ensure!(
+        counts.repairs == 0,
+        "a restart repaired something: {counts:?}"
+    );
+    loaded.agent.terminate()?;
+    Ok(time)
+}
+
+fn restart(agent: &Agent, workloads: usize) -> Result<Duration> {
+    agent.kill()?;
+    let start = Instant::now();
+    agent.start()?;
+    let time = at_rest(agent, start)?;
+    ensure!(
+        agent.client().workloads()?.len() == workloads,
+        "workloads are lost"
+    );
+    Ok(time)
+}
+
+/// Workloads by raw netlink, one by one, and all gone again.
+fn limit(lab: &Lab, namespaces: &[Netns]) -> Result<Vec<Duration>> {
+    let host = lab.namespace("raw")?;
+    let times = attach::raw_add_all(&host, namespaces)?;
+    attach::raw_delete_all(&host, namespaces.len())?;
+    lab.delete_namespace(&host)?;
+    Ok(times.each)
+}
+
 async fn delete(socket: &Path, namespaces: &[Netns]) -> Result<Duration> {
     // As an orchestrator that drains a node.
     Ok(attach::delete(socket, namespaces, 32).await?.all)
 }
 
-/// Waits until the agent is ready with nothing to write.
-pub(super) fn at_rest(agent: &Agent, start: Instant) -> Result<Duration> {
+fn at_rest(agent: &Agent, start: Instant) -> Result<Duration> {
     loop {
         let status = agent.client().status()?;
         let dataplane = status.dataplane.unwrap_or_default();
@@ -114,6 +168,6 @@ pub(super) fn at_rest(agent: &Agent, start: Instant) -> Result<Duration> {
             return Ok(start.elapsed());
         }
         ensure!(start.elapsed() < PATIENCE, "{dataplane:?}");
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
