@@ -29,7 +29,7 @@ use tokio::{
 use crate::{
     desired::{Event, FilterSettings, Object, ObjectId, Source, Via},
     kernel::{OpError, OpResult, Snapshot},
-    linux::{ChangeEvent, Changes, Kernel, OpenError, nftables},
+    linux::{ChangeEvent, Changes, Counts, Kernel, OpenError, nftables},
     reconcile::{
         BatchId, Config, KernelRoute, Lookup, NextHopView, ObjectStatus, Output, QueryId,
         Reconciler, Status,
@@ -65,6 +65,7 @@ enum Command {
         remove: Vec<Via>,
     },
     SetFilter(FilterSettings),
+    Counts(oneshot::Sender<Counts>),
     FilterStatus(oneshot::Sender<FilterStatus>),
     /// Looks at the reconciler and sends away what it saw.
     View(Box<dyn FnOnce(&Reconciler) + Send>),
@@ -108,6 +109,13 @@ impl Handle {
     /// Each added address is reported once soon, and then on every change.
     pub async fn watch_next_hops(&self, add: Vec<Via>, remove: Vec<Via>) -> Result<(), Stopped> {
         self.send(Command::WatchNextHops { add, remove }).await
+    }
+
+    /// What was asked of the kernel so far, apart from the filter table.
+    pub async fn counts(&self) -> Result<Counts, Stopped> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Command::Counts(answer)).await?;
+        answered.await.map_err(|_| Stopped)
     }
 
     pub async fn status(&self) -> Result<Status, Stopped> {
@@ -239,6 +247,12 @@ impl Task {
             tokio::select! {
                 (id, results) = next_of(&mut self.batch) => {
                     self.batch = None;
+                    // Some effects of own writes are heard. What is read next has them: heard only
+                    // then, they would have everything read once more.
+                    let now = Instant::now();
+                    for event in changes.ready() {
+                        self.hear(now, event);
+                    }
                     self.reconciler.handle_results(Instant::now(), id, results);
                 }
                 Some((id, answer)) = self.queries.next() => {
@@ -322,6 +336,10 @@ impl Task {
                 self.reconciler.source_synced(now, source);
             }
             Command::SetFilter(settings) => self.filtering.set_settings(settings),
+            Command::Counts(answer) => {
+                // Whoever asked may have gone.
+                let _ = answer.send(self.kernel.counts());
+            }
             Command::FilterStatus(answer) => self.filtering.status(answer),
             Command::WatchNextHops { add, remove } => {
                 for address in remove {

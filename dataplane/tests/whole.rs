@@ -258,7 +258,7 @@ fn a_node_looks_as_promised() {
         assert!(
             addresses
                 .trim_end()
-                .ends_with("fe80::ecee:eeff:feee:eeee/64"),
+                .ends_with("fe80::ecee:eeff:feee:eeee/128"),
             "{addresses}"
         );
         for (key, value) in [
@@ -629,6 +629,44 @@ fn many_workloads_are_added_and_removed_together() {
         .await;
         eprintln!("their links were reaped after {:?}", start.elapsed());
         assert!(lines(&ip("route show")).is_empty());
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn what_an_add_asks_of_the_kernel_does_not_depend_on_how_many_workloads_there_are() {
+    const WORKLOADS: usize = 40;
+    on_a_host(|| async {
+        underlay();
+        let namespaces: Vec<Namespace> = (0..WORKLOADS).map(|_| Namespace::new()).collect();
+        let mut agent = Agent::start();
+        agent.synced().await;
+        let mut asked = Vec::new();
+        for (number, namespace) in namespaces.iter().enumerate() {
+            let before = agent.handle.counts().await.unwrap();
+            let id = format!("pod/{number}");
+            let addresses = [format!("10.244.1.{number}"), format!("fd00:1::{number:x}")];
+            let [v4, v6] = addresses.each_ref().map(String::as_str);
+            agent
+                .handle
+                .set(vec![workload(&id, namespace, &[v4, v6])])
+                .await
+                .unwrap();
+            agent.programmed(&ObjectId::Workload(id.into())).await;
+            let after = agent.handle.counts().await.unwrap();
+            asked.push((
+                after.requests - before.requests,
+                after.answers - before.answers,
+                after.files - before.files,
+            ));
+        }
+        let first = asked[0];
+        // Now and then the kernel tells late of what a link does by itself, and something is looked
+        // at again.
+        let others = asked.iter().filter(|each| **each != first).count();
+        assert!(others <= WORKLOADS / 10, "{asked:?}");
+        // Three writes and one read on the host, for what netlink does not have.
+        assert!(first.2 <= 4, "{first:?}");
         agent.stop().await;
     });
 }

@@ -80,6 +80,7 @@ pub(super) mod attribute {
     pub(crate) const IFA_LOCAL: u16 = 2;
     pub(crate) const IFA_FLAGS: u16 = 8;
     pub(crate) const IFA_F_NODAD: u32 = 0x02;
+    pub(crate) const IFA_F_NOPREFIXROUTE: u32 = 0x200;
 
     pub(crate) const RTA_DST: u16 = 1;
     pub(crate) const RTA_OIF: u16 = 4;
@@ -541,6 +542,11 @@ impl Encoder {
         self.begin(kind, flags, sequence, &header);
         self.address(attribute::IFA_LOCAL, address.net.addr());
         self.address(attribute::IFA_ADDRESS, address.net.addr());
+        // A single address leads nowhere but to itself, which the local table says already.
+        if matches!(address.net, IpNet::V6(net) if net.prefix_len() == 128) {
+            let flags = u32::from(header[2]) | attribute::IFA_F_NOPREFIXROUTE;
+            self.u32(attribute::IFA_FLAGS, flags);
+        }
         self.end();
     }
 

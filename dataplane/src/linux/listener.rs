@@ -80,6 +80,19 @@ impl Changes {
         })
     }
 
+    /// What has been notified by now, without waiting. Should it be very much, the rest stays for
+    /// [`next`](Self::next), as does a fault of the socket.
+    pub fn ready(&mut self) -> impl Iterator<Item = ChangeEvent> + '_ {
+        for _ in 0..BURST {
+            let raw = self.socket.get_ref();
+            match take(raw, &self.namespaces, &mut self.buffer, &mut self.queue) {
+                Ok(true) => {}
+                Ok(false) | Err(_) => break,
+            }
+        }
+        self.queue.drain(..)
+    }
+
     /// The next change; `None` once the socket is broken. May be dropped while waiting.
     pub async fn next(&mut self) -> Option<ChangeEvent> {
         loop {
@@ -88,21 +101,12 @@ impl Changes {
             }
             let mut ready = self.socket.readable().await.ok()?;
             for _ in 0..BURST {
-                match receive(self.socket.get_ref(), &mut self.buffer) {
-                    Ok((length, nsid)) => {
-                        let bytes = self.buffer.get(..length).unwrap_or(&[]);
-                        for message in decode::messages(bytes) {
-                            self.queue.extend(event(&self.namespaces, nsid, message));
-                        }
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let raw = self.socket.get_ref();
+                match take(raw, &self.namespaces, &mut self.buffer, &mut self.queue) {
+                    Ok(true) => {}
+                    Ok(false) => {
                         ready.clear_ready();
                         break;
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
-                        self.namespaces.doubt();
-                        self.queue.push_back(ChangeEvent::Overrun);
                     }
                     Err(error) => {
                         tracing::error!(%error, "the kernel's notifications cannot be read");
@@ -111,6 +115,32 @@ impl Changes {
                 }
             }
         }
+    }
+}
+
+/// Reads one datagram into the queue; `false`: there is none.
+fn take(
+    raw: &Raw,
+    namespaces: &Namespaces,
+    buffer: &mut [u8],
+    queue: &mut VecDeque<ChangeEvent>,
+) -> io::Result<bool> {
+    match receive(raw, buffer) {
+        Ok((length, nsid)) => {
+            let bytes = buffer.get(..length).unwrap_or(&[]);
+            for message in decode::messages(bytes) {
+                queue.extend(event(namespaces, nsid, message));
+            }
+            Ok(true)
+        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+            namespaces.doubt();
+            queue.push_back(ChangeEvent::Overrun);
+            Ok(true)
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -35,7 +35,11 @@ mod write;
 
 use std::{
     io,
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     thread,
 };
 
@@ -136,6 +140,30 @@ impl Namespaces {
     }
 }
 
+/// What was asked of the kernel so far, by reading and writing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Netlink messages sent.
+    pub requests: u64,
+    /// Netlink messages received in answer, entries of dumps among them.
+    pub answers: u64,
+    /// Files below /proc/sys opened.
+    pub files: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    requests: AtomicU64,
+    answers: AtomicU64,
+    files: AtomicU64,
+}
+
+impl Counters {
+    fn add(counter: &AtomicU64, count: usize) {
+        counter.fetch_add(u64::try_from(count).unwrap_or(0), Ordering::Relaxed);
+    }
+}
+
 type WriteJob = (Vec<Op>, oneshot::Sender<Vec<OpResult>>);
 type ReadJob = (Query, oneshot::Sender<Result<Snapshot, OpError>>);
 
@@ -157,6 +185,7 @@ struct Parts {
     read_socket: Arc<Socket>,
     folders: Arc<Folders>,
     namespaces: Arc<Namespaces>,
+    counters: Arc<Counters>,
 }
 
 impl Kernel {
@@ -181,6 +210,7 @@ impl Kernel {
             read_socket: open(Ports::READER)?,
             folders: Arc::new(Folders::open()),
             namespaces,
+            counters: Arc::default(),
         };
         let start = system("cannot start a thread");
         let kernel = Kernel {
@@ -202,6 +232,17 @@ impl Kernel {
             answered
                 .await
                 .unwrap_or_else(|_| vec![Err(stopped("the writer of netlink messages")); count])
+        }
+    }
+
+    /// What all batches and queries together asked of the kernel.
+    pub fn counts(&self) -> Counts {
+        let counters = &self.parts.counters;
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counts {
+            requests: read(&counters.requests),
+            answers: read(&counters.answers),
+            files: read(&counters.files),
         }
     }
 
@@ -269,7 +310,7 @@ impl Parts {
             folders: Arc::clone(&self.folders),
             ports: self.ports,
             namespaces: Arc::clone(&self.namespaces),
-            pipe: Pipe::new(),
+            pipe: Pipe::new(Arc::clone(&self.counters)),
         })
     }
 

@@ -3,6 +3,7 @@
 use std::{io, sync::Arc};
 
 use super::{
+    Counters,
     decode::{self, Message},
     describe::describe,
     encode::{Encoder, kind},
@@ -82,16 +83,28 @@ pub(super) struct Pipe {
     /// Ascending by sequence number. One message can carry several operations, and an operation can
     /// need several messages.
     owners: Vec<Owner>,
+    counters: Arc<Counters>,
 }
 
 impl Pipe {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(counters: Arc<Counters>) -> Self {
         Self {
             encoder: Encoder::with_capacity(SEND + ROOM),
             receive: Vec::new(),
             sequence: 0,
             owners: Vec::new(),
+            counters,
         }
+    }
+
+    /// A dump was read, of so many messages.
+    pub(super) fn count_dump(&self, answers: usize) {
+        Counters::add(&self.counters.requests, 1);
+        Counters::add(&self.counters.answers, answers);
+    }
+
+    pub(super) fn count_file(&self) {
+        Counters::add(&self.counters.files, 1);
     }
 
     /// A sequence number for the next message, which belongs to that operation.
@@ -135,6 +148,7 @@ impl Pipe {
         if self.encoder.is_empty() {
             return;
         }
+        Counters::add(&self.counters.requests, self.encoder.count());
         self.encoder.acknowledge_last();
         let last = self.sequence;
         let mut failure = socket.send(self.encoder.bytes()).err();
@@ -154,6 +168,7 @@ impl Pipe {
                 }
             }
             for message in decode::messages(&self.receive) {
+                Counters::add(&self.counters.answers, 1);
                 let start = self
                     .owners
                     .partition_point(|owner| owner.sequence < message.sequence);

@@ -172,6 +172,9 @@ impl<'a> Reading<'a> {
     /// Reads the sysctls that no message showed. `folders`: the host's, if that is the place.
     fn finish(mut self, folders: Option<&Folders>) -> io::Result<Snapshot> {
         for (path, value) in self.sysctls.iter().zip(self.values) {
+            if value.is_none() {
+                self.pipe.count_file();
+            }
             let value = match (value, folders) {
                 (Some(value), _) => Some(value),
                 (None, Some(folders)) => folders.read(path)?,
@@ -410,13 +413,16 @@ impl<'a> Reading<'a> {
             let message = self.pipe.encoder.bytes().to_vec();
             self.pipe.encoder.clear();
             let mut list = Vec::new();
+            let mut answers = 0;
             let outcome = self
                 .socket
                 .dump(&message, sequence, &mut self.pipe.receive, |message| {
+                    answers += 1;
                     if message.kind == wanted {
                         list.extend(decode(message.payload));
                     }
                 });
+            self.pipe.count_dump(answers);
             match outcome {
                 Ok(()) => return Ok(list),
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => {

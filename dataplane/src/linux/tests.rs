@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use netlink_packet_core::{Emitable, NetlinkBuffer, NetlinkMessage, Parseable};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressMessage},
+    address::{AddressAttribute, AddressFlags, AddressMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{
         RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop,
@@ -264,6 +264,19 @@ fn addresses_and_neighbours_are_encoded_as_netlink_packet_route_reads_them() {
         ]
     );
     assert_eq!(decode::interface_address(payload(&bytes)), Some(wanted));
+
+    let single = Address {
+        net: net("fd00::5/128"),
+        ..wanted
+    };
+    let bytes = encoded(|encoder| encoder.interface_address(kind::NEW_ADDRESS, 0, 1, &single));
+    let message = AddressMessage::parse(payload(&bytes)).unwrap();
+    // IFA_F_NODAD and IFA_F_NOPREFIXROUTE.
+    let flags = AddressFlags::from_bits_retain(0x202);
+    assert_eq!(
+        message.attributes.last(),
+        Some(&AddressAttribute::Flags(flags))
+    );
 
     let wanted = Neighbour {
         index: 5,

@@ -361,6 +361,7 @@ impl<'a> Run<'_, 'a> {
             }
             _ => {
                 self.flush();
+                self.pipe.count_file();
                 let written = match self.folders {
                     Some(folders) => folders.write(path, value),
                     None => sysctl::write(path, value),

@@ -11,7 +11,7 @@ use super::{
     Reconciler,
     resolve::is_usable,
     table::{ALTERED, LINK, MAIN, MET, NONE, SPOILT, is_own},
-    values::{GLOBAL_SYSCTLS, is_own_link, single, what},
+    values::{GLOBAL_SYSCTLS, is_address, is_own_link, single, what},
 };
 use crate::{
     desired::{Event, Kind, Source},
@@ -267,7 +267,7 @@ impl Reconciler {
             Some(id) => {
                 let ours = self.workloads.get(&id).is_some_and(|state| {
                     let wanted = self.want(state).host_addresses();
-                    wanted.iter().any(|own| own.net == address.net)
+                    wanted.iter().any(|own| is_address(address.net, own.net))
                 });
                 if ours && gone {
                     self.read_again(&id, true);
@@ -535,9 +535,9 @@ impl Reconciler {
                         .is_some_and(|link| want.is_host_link_right(link))
             };
             let has = |address: &Address| {
-                self.addresses
-                    .get(&state.index)
-                    .is_some_and(|of_link| of_link.iter().any(|seen| seen.net == address.net))
+                self.addresses.get(&state.index).is_some_and(|of_link| {
+                    of_link.iter().any(|seen| is_address(seen.net, address.net))
+                })
             };
             let right = state.spec.host_name().is_none()
                 || stands()

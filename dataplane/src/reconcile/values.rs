@@ -91,6 +91,13 @@ pub(super) fn names(sysctls: Vec<(String, &'static str)>) -> Vec<String> {
     sysctls.into_iter().map(|(path, _)| path).collect()
 }
 
+/// Whether a seen address is the wanted one. A link-local address is, whatever the length of its
+/// prefix: earlier versions used another one.
+pub(super) fn is_address(seen: IpNet, wanted: IpNet) -> bool {
+    let link_local = matches!(wanted, IpNet::V6(wanted) if wanted.addr().is_unicast_link_local());
+    seen == wanted || link_local && seen.addr() == wanted.addr()
+}
+
 /// `address/32` or `address/128`.
 pub(super) fn single(address: IpAddr) -> IpNet {
     IpNet::from(address)

@@ -221,10 +221,7 @@ impl Model {
             && attributes.originator_id != Some(OUR_ID)
             && !attributes.cluster_list.contains(&CLUSTER)
             && match peer.import {
-                0 => !self
-                    .originated
-                    .keys()
-                    .any(|o| *o != prefix && o.contains(&prefix)),
+                0 => true,
                 1 => {
                     prefix.prefix_len() > 0
                         && !self.originated.keys().any(contains)

@@ -1,7 +1,7 @@
 //! The difference between what is wanted at both ends of a link and what was read of them.
 
 use super::{
-    super::values::{What, link_changes, mac_text, what},
+    super::values::{What, is_address, link_changes, mac_text, what},
     LOOPBACK, Want,
 };
 use crate::{
@@ -325,7 +325,7 @@ fn write_sysctls(
 fn has_address(seen: &Snapshot, wanted: &Address) -> bool {
     seen.addresses
         .iter()
-        .any(|address| address.index == wanted.index && address.net == wanted.net)
+        .any(|seen| seen.index == wanted.index && is_address(seen.net, wanted.net))
 }
 
 fn same_route(a: &Route, b: &Route) -> bool {

@@ -320,7 +320,7 @@ impl<'a> Want<'a> {
 
     pub(super) fn host_addresses(&self) -> Vec<Address> {
         match self.kind() {
-            Way::Routed(_) => vec![self.link_local()],
+            Way::Routed(_) => vec![self.link_local(128)],
             Way::Tap(_) => self.tap_addresses(),
             Way::Bridge(bridge) => self.bridge_addresses(bridge),
             Way::Bridged(_) | Way::Loopback => Vec::new(),

@@ -40,11 +40,12 @@ impl<'a> Want<'a> {
         }))
     }
 
-    /// Link-local address of the host's end.
-    pub(super) fn link_local(&self) -> Address {
+    /// Link-local address of the host's end. With a shorter prefix come a route to it and its anycast
+    /// address, of which the kernel keeps lists over all links.
+    pub(super) fn link_local(&self, prefix_length: u8) -> Address {
         Address {
             index: self.index,
-            net: IpNet::V6(Ipv6Net::new_assert(GATEWAY_V6, 64)),
+            net: IpNet::V6(Ipv6Net::new_assert(GATEWAY_V6, prefix_length)),
             nodad: true,
         }
     }

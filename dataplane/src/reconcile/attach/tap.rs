@@ -37,7 +37,8 @@ impl Want<'_> {
             net: IpNet::V4(Ipv4Net::new_assert(GATEWAY_V4, 32)),
             nodad: false,
         };
-        vec![gateway, self.link_local()]
+        // Guests have link-local addresses of their own.
+        vec![gateway, self.link_local(64)]
     }
 
     /// Those of a veth: guests that ask for other addresses of their subnet are answered, too.

@@ -29,6 +29,7 @@ pub(super) struct World {
     pub(super) events: Vec<Event>,
     /// Of the operations of each batch.
     pub(super) batches: Vec<Vec<Op>>,
+    pub(super) queries: Vec<Query>,
 }
 
 pub(super) fn net(text: &str) -> IpNet {
@@ -122,6 +123,7 @@ impl World {
             now,
             events: Vec::new(),
             batches: Vec::new(),
+            queries: Vec::new(),
         };
         world.run();
         world
@@ -150,6 +152,7 @@ impl World {
                 }
                 Some(Output::Query { id, query }) => {
                     let answer = self.kernel.query(&query);
+                    self.queries.push(query);
                     self.reconciler.handle_snapshot(self.now, id, answer);
                 }
                 None if self.kernel.changes.is_empty() => return,

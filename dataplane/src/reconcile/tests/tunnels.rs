@@ -639,6 +639,7 @@ fn groups_can_be_resilient_and_lose_a_member_in_one_operation() {
             now,
             events: Vec::new(),
             batches: Vec::new(),
+            queries: Vec::new(),
         };
         world.run();
         world

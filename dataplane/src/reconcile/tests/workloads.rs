@@ -47,7 +47,7 @@ fn a_workload_gets_exactly_the_values_that_users_rely_on() {
     ] {
         assert_eq!(host.sysctls[&format!("net/{key}")], value, "{key}");
     }
-    let link_local = net("fe80::ecee:eeff:feee:eeee/64");
+    let link_local = net("fe80::ecee:eeff:feee:eeee/128");
     assert!(host.addresses[&(link.index, link_local)].nodad);
     let target = Target::Link { index: link.index };
     for prefix in ["10.0.0.5/32", "fd00::5/128"] {
@@ -93,6 +93,22 @@ fn a_workload_gets_exactly_the_values_that_users_rely_on() {
             (net("169.254.1.1/32"), &Target::Link { index: peer.index }),
             (net("::/0"), &via(GATEWAY_V6.into())),
         ]
+    );
+}
+
+#[test]
+fn to_add_a_workload_nothing_is_listed_that_belongs_to_others() {
+    let mut world = World::new(kernel());
+    world.kernel.add_namespace(100);
+    world.queries.clear();
+    world.set(workload("a", 100, &["10.0.0.5", "fd00::5"]));
+    let listed = |query: &Query| matches!(query, Query::Place { .. });
+    assert!(!world.queries.iter().any(listed), "{:#?}", world.queries);
+    let read = world.queries.len();
+    assert_eq!(
+        read, 3,
+        "both ends and the routes, once: {:#?}",
+        world.queries
     );
 }
 
@@ -511,7 +527,7 @@ fn whatever_is_broken_is_put_back_and_told() {
             "address fe80",
             Op::DeleteAddress {
                 place: host(),
-                address: address(index, "fe80::ecee:eeff:feee:eeee/64"),
+                address: address(index, "fe80::ecee:eeff:feee:eeee/128"),
             },
         ),
         (
