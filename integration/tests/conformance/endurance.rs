@@ -20,6 +20,11 @@ impl Random {
     }
 }
 
+/// More of them, or others, when they are asked for.
+fn number_of(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |text| text.parse().expect("a number"))
+}
+
 /// Valid messages of a session, to start from.
 fn seeds() -> Vec<Vec<u8>> {
     let base = world::base(65001, address(11));
@@ -102,11 +107,14 @@ fn mutated_messages_harm_nobody_else() {
             peer.table.has("10.80.0.0/16")
         })?;
         let seeds = seeds();
-        let mut random = Random(0x5eed_1234_5678_9abc);
+        let seed = number_of("CONFORMANCE_SEED", 0x5eed_1234_5678_9abc);
+        let mutations = number_of("CONFORMANCE_MUTATIONS", 2500);
+        println!("CONFORMANCE_SEED={seed} CONFORMANCE_MUTATIONS={mutations}");
+        let mut random = Random(seed.max(1));
         let before = memory(world)?;
         let mut peer = world.peer(11)?;
         let (mut resets, mut survived) = (0, 0);
-        for number in 0..2500 {
+        for number in 0..mutations {
             let mut message = seeds[random.below(seeds.len())].clone();
             mutate(&mut random, &mut message);
             cases.case(&format!("mutation {number}: {message:02x?}"), || {
