@@ -53,8 +53,8 @@ pub struct Live {
 }
 
 impl Live {
-    /// Pools that come or go need a restart; those that stay are reached as the new configuration
-    /// says. What was applied is noted in `running`.
+    /// Pools that stay are reached as the new configuration says. What was applied is noted in
+    /// `running`.
     pub async fn reload(&self, running: &mut Config, new: &Config) -> Vec<Change> {
         let mut changes = Vec::new();
         for pool in &mut running.pools {

@@ -5,6 +5,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use agentd_proto::v1;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -168,6 +169,13 @@ fn mapped(error: &Error) -> Mapped {
             "workload",
             id.to_string(),
         ),
+        Error::SyncReplaced => plain(Code::Aborted, "SYNC_REPLACED"),
+        Error::OtherOwner { owner, .. } => with(
+            Code::FailedPrecondition,
+            "OTHER_OWNER",
+            "owner",
+            owner.clone(),
+        ),
         Error::Drained => plain(Code::FailedPrecondition, "NODE_DRAINED"),
         Error::Stopping => plain(Code::Unavailable, "STOPPING"),
         Error::Unavailable { part, .. } => with(
@@ -213,6 +221,25 @@ fn exhausted_pool(exhausted: &Exhausted, consumers: &[(String, u64)]) -> Mapped 
         reason: "POOL_EXHAUSTED",
         metadata,
         retry: exhausted.next_free_in,
+    }
+}
+
+/// The same as a message of a stream.
+pub fn described(error: &Error) -> v1::SyncError {
+    let Mapped {
+        code,
+        reason,
+        metadata,
+        ..
+    } = mapped(error);
+    let metadata = metadata.into_iter();
+    v1::SyncError {
+        code: code.into(),
+        message: error.to_string(),
+        reason: reason.to_owned(),
+        metadata: metadata
+            .map(|(key, value)| (key.to_owned(), value))
+            .collect(),
     }
 }
 

@@ -20,6 +20,7 @@ mod render_peers;
 pub mod render_routing;
 mod routing;
 pub mod socket;
+mod sync;
 #[cfg(test)]
 mod tests;
 mod workload;

@@ -102,7 +102,7 @@ pub fn workload(view: &WorkloadView) -> v1::Workload {
             .map(access::allowed)
             .collect(),
         owner: text(view.spec.owner.as_ref()),
-        release_at: None,
+        release_at: view.release_at.map(timestamp),
     }
 }
 

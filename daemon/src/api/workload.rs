@@ -8,11 +8,11 @@ use std::{
 
 use agentd_proto::v1::{self, workload_service_server::WorkloadService};
 use futures::{Stream, StreamExt as _, stream};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
-use super::{Context, error::status, parse, render};
+use super::{Context, error::status, parse, render, sync::SyncStream};
 use crate::node::{
-    Error, WaitFor, WorkloadSpec,
+    Error, WaitFor, WorkloadId, WorkloadSpec,
     handle::{WATCH_QUEUE, Watch},
 };
 
@@ -28,7 +28,28 @@ impl Workloads {
         request: Request<v1::AddWorkloadRequest>,
     ) -> Result<v1::AddWorkloadResponse, Error> {
         let deadline = deadline(request.metadata());
-        let parsed = parse::add(request.into_inner())?;
+        let (id, spec, wait_for) = self.parsed(request.into_inner()).await?;
+        let add = self.0.node.add(id.clone(), spec, wait_for);
+        let added = match (wait_for, deadline) {
+            // The caller's deadline would end the call anyhow; ending it a little earlier lets
+            // the answer say that the workload stays.
+            (WaitFor::Advertised, Some(deadline)) => tokio::time::timeout(deadline, add)
+                .await
+                .map_err(|_| Error::NotAdvertised(id))??,
+            _ => add.await?,
+        };
+        Ok(v1::AddWorkloadResponse {
+            workload: Some(render::workload(&added.workload)),
+            created: added.created,
+        })
+    }
+
+    /// The request with its namespace found.
+    pub(super) async fn parsed(
+        &self,
+        request: v1::AddWorkloadRequest,
+    ) -> Result<(WorkloadId, WorkloadSpec, WaitFor), Error> {
+        let parsed = parse::add(request)?;
         let attachment = tokio::task::spawn_blocking(move || parsed.attachment.find())
             .await
             .map_err(|error| Error::Unavailable {
@@ -44,20 +65,7 @@ impl Workloads {
             access: parsed.access,
             owner: parsed.owner,
         };
-        let id = parsed.id;
-        let add = self.0.node.add(id.clone(), spec, parsed.wait_for);
-        let added = match (parsed.wait_for, deadline) {
-            // The caller's deadline would end the call anyhow; ending it a little earlier lets
-            // the answer say that the workload stays.
-            (WaitFor::Advertised, Some(deadline)) => tokio::time::timeout(deadline, add)
-                .await
-                .map_err(|_| Error::NotAdvertised(id))??,
-            _ => add.await?,
-        };
-        Ok(v1::AddWorkloadResponse {
-            workload: Some(render::workload(&added.workload)),
-            created: added.created,
-        })
+        Ok((parsed.id, spec, parsed.wait_for))
     }
 
     async fn delete(
@@ -155,6 +163,16 @@ impl WorkloadService for Workloads {
         Ok(Response::new(v1::ListWorkloadsResponse {
             workloads: views.iter().map(render::workload).collect(),
         }))
+    }
+
+    type SyncWorkloadsStream = SyncStream;
+
+    async fn sync_workloads(
+        &self,
+        request: Request<Streaming<v1::SyncWorkloadsRequest>>,
+    ) -> Result<Response<SyncStream>, Status> {
+        let stream = super::sync::serve(self.clone(), request.into_inner());
+        Ok(Response::new(stream))
     }
 
     type WatchWorkloadsStream = WatchStream;

@@ -15,6 +15,7 @@ mod peer;
 mod peer_show;
 mod route;
 mod status;
+mod sync;
 mod time;
 mod workload;
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, SerializeOptions};
 
 use super::client::Error;
 
@@ -123,15 +123,27 @@ pub fn printable(text: &str) -> String {
         .collect()
 }
 
-fn to_json<M: prost::Message>(name: &str, message: &M, pretty: bool) -> Result<Vec<u8>, Error> {
+fn descriptor(name: &str) -> MessageDescriptor {
     static POOL: OnceLock<DescriptorPool> = OnceLock::new();
     let pool = POOL.get_or_init(|| {
         DescriptorPool::decode(agentd_proto::FILE_DESCRIPTOR_SET)
             .expect("the descriptor set was made together with this program")
     });
-    let descriptor = pool
-        .get_message_by_name(&format!("agent.v1.{name}"))
-        .expect("every caller names a message of the API");
+    pool.get_message_by_name(&format!("agent.v1.{name}"))
+        .expect("every caller names a message of the API")
+}
+
+/// A message of the API from one JSON value, and nothing behind it. Unknown fields are errors.
+pub fn from_json<M: prost::Message + Default>(name: &str, text: &str) -> Result<M, String> {
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let message = DynamicMessage::deserialize(descriptor(name), &mut deserializer)
+        .and_then(|message| deserializer.end().map(|()| message))
+        .map_err(|error| error.to_string())?;
+    message.transcode_to().map_err(|error| error.to_string())
+}
+
+fn to_json<M: prost::Message>(name: &str, message: &M, pretty: bool) -> Result<Vec<u8>, Error> {
+    let descriptor = descriptor(name);
     let dynamic = DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice())
         .expect("both sides come from the same descriptor");
     // 64-bit numbers stay numbers and names are those of the .proto files: jq users read both.
@@ -158,6 +170,17 @@ mod tests {
     use agentd_proto::v1;
 
     use super::*;
+
+    #[test]
+    fn a_message_is_read_from_json_and_unknown_fields_are_refused() {
+        let read = |text| from_json::<v1::AddWorkloadRequest>("AddWorkloadRequest", text);
+        let request = read(r#"{"id": "a", "netns": "/run/netns/a", "labels": {"x": "y"}}"#);
+        let request = request.expect("is right");
+        assert_eq!((request.id.as_str(), request.labels.len()), ("a", 1));
+        assert!(read(r#"{"id": "a", "nets": "/run/netns/a"}"#).is_err());
+        assert!(read(r#"{"id": "a"} {"id": "b"}"#).is_err());
+        assert!(read(r#"{"id": "a""#).is_err());
+    }
 
     #[test]
     fn control_characters_are_shown_and_not_sent() {

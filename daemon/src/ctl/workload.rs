@@ -26,6 +26,8 @@ pub enum Command {
         #[arg(long, value_name = "N")]
         generation: Option<u64>,
     },
+    /// State all workloads of an owner: those of a file are added, its other ones released
+    Sync(super::sync::Arguments),
     /// List the workloads of this node
     List,
     /// Show all that is known of one workload
@@ -203,6 +205,7 @@ pub async fn run(command: Command, client: &Client, out: &mut Output) -> Result<
     match command {
         Command::Add(arguments) => add(*arguments, client, out).await,
         Command::Delete { id, generation } => delete(id, generation, client, out).await,
+        Command::Sync(arguments) => super::sync::run(arguments, client, out).await,
         Command::List => list(client, out).await,
         Command::Show { id } => show(id, client, out).await,
         Command::Watch => watch(client, out).await,

@@ -26,6 +26,9 @@ impl Node {
         spec: Box<WorkloadSpec>,
         wait: WaitFor,
     ) {
+        if let Some(owner) = &spec.owner {
+            self.name(owner, &id);
+        }
         if let Some(workload) = self.workloads.get_mut(&id) {
             match &workload.phase {
                 Phase::Retracting { .. }
@@ -140,6 +143,9 @@ impl Node {
         let object = workload.object(&id);
         self.workloads.insert(id.clone(), workload);
         self.awaited.insert(id.clone());
+        if let Some(owner) = self.owner_of(&id).cloned() {
+            self.name(&owner, &id);
+        }
         let pending = Pending::Put {
             id,
             generation,

@@ -104,6 +104,10 @@ pub enum Error {
     WatcherBehind { limit: usize },
     #[error("workload {0} is programmed, but no peer has its block yet; the workload stays")]
     NotAdvertised(WorkloadId),
+    #[error("another stream of the same owner has begun")]
+    SyncReplaced,
+    #[error("workload {id} is that of {owner}")]
+    OtherOwner { id: WorkloadId, owner: String },
     #[error("this node is drained and takes no new workloads; `agentctl undrain` ends that")]
     Drained,
     #[error("agentd is stopping")]

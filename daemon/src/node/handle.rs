@@ -9,13 +9,15 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
     Drain, Error, WaitFor, WorkloadId, WorkloadSpec,
+    spec::Owner,
+    sync::{SyncEvent, SyncId, SyncSummary},
     view::{
         AddressView, BlockView, NodeStatus, PoolOverride, PoolUsers, PoolView, WatchEvent,
         WorkloadView,
@@ -76,6 +78,115 @@ pub enum Request {
         to: Option<PoolOverride>,
         reply: Reply<Result<PoolUsers, Error>>,
     },
+    Sync(SyncRequest),
+}
+
+/// Of clients that state all their workloads.
+#[derive(Debug)]
+pub enum SyncRequest {
+    Begin {
+        owner: Owner,
+        grace: Option<Duration>,
+        reply: Reply<Result<(SyncId, mpsc::Receiver<SyncEvent>), Error>>,
+    },
+    /// Whether the owner has such a workload.
+    Name(SyncId, WorkloadId, Reply<bool>),
+    /// Of a workload of that owner.
+    Delete {
+        owner: Owner,
+        id: WorkloadId,
+        generation: Option<u64>,
+        reply: Reply<Result<bool, Error>>,
+    },
+    Complete(SyncId, Reply<Result<SyncSummary, Error>>),
+    End(SyncId),
+}
+
+/// A stream of a client, as the node's task knows it. Ends when it is dropped.
+#[derive(Debug)]
+pub struct Sync {
+    id: SyncId,
+    node: NodeHandle,
+    /// Ends when the client is too slow, or the agent stops.
+    pub events: mpsc::Receiver<SyncEvent>,
+}
+
+/// A command that the node's task has, in the order of the stream.
+#[derive(Debug)]
+pub struct SyncPending<T> {
+    answer: oneshot::Receiver<Result<T, Error>>,
+    since: Instant,
+}
+
+impl<T> SyncPending<T> {
+    /// With the time it took.
+    pub async fn answer(self) -> (Result<T, Error>, Duration) {
+        let result = match self.answer.await {
+            Ok(result) => result,
+            Err(_) => Err(Error::Stopping),
+        };
+        (result, self.since.elapsed())
+    }
+}
+
+impl Sync {
+    /// The client has spoken of this workload. Whether there is one of its owner.
+    pub async fn name(&self, id: WorkloadId) -> Result<bool, Error> {
+        let (reply, answer) = oneshot::channel();
+        let request = SyncRequest::Name(self.id, id, reply);
+        self.node.put(Request::Sync(request)).await?;
+        answer.await.map_err(|_| Error::Stopping)
+    }
+
+    pub async fn add(
+        &self,
+        id: WorkloadId,
+        spec: WorkloadSpec,
+    ) -> Result<SyncPending<Added>, Error> {
+        let (reply, answer) = oneshot::channel();
+        let since = Instant::now();
+        let request = Request::Add {
+            id,
+            spec: Box::new(spec),
+            wait: WaitFor::Programmed,
+            reply,
+        };
+        self.node.put(request).await?;
+        Ok(SyncPending { answer, since })
+    }
+
+    pub async fn delete(
+        &self,
+        owner: Owner,
+        id: WorkloadId,
+        generation: Option<u64>,
+    ) -> Result<SyncPending<bool>, Error> {
+        let (reply, answer) = oneshot::channel();
+        let since = Instant::now();
+        let request = SyncRequest::Delete {
+            owner,
+            id,
+            generation,
+            reply,
+        };
+        self.node.put(Request::Sync(request)).await?;
+        Ok(SyncPending { answer, since })
+    }
+
+    pub async fn complete(&self) -> Result<SyncSummary, Error> {
+        let (reply, answer) = oneshot::channel();
+        let request = SyncRequest::Complete(self.id, reply);
+        self.node.put(Request::Sync(request)).await?;
+        answer.await.map_err(|_| Error::Stopping)?
+    }
+}
+
+impl Drop for Sync {
+    fn drop(&mut self) {
+        // When the queue is full, the node's task finds out by the closed channel.
+        let end = Request::Sync(SyncRequest::End(self.id));
+        let _ = self.node.requests.try_send(end);
+    }
 }
 
 /// The set of workloads at one moment, and every change after it.
@@ -142,6 +253,29 @@ impl NodeHandle {
     pub fn new() -> (Self, mpsc::Receiver<Request>) {
         let (requests, queue) = mpsc::channel(REQUEST_QUEUE);
         (Self { requests }, queue)
+    }
+
+    /// Waits for room: streams are held back, and not refused.
+    async fn put(&self, request: Request) -> Result<(), Error> {
+        let sent = self.requests.send(request).await;
+        sent.map_err(|_| Error::Stopping)
+    }
+
+    /// Begins a stream in which a client states all its workloads.
+    pub async fn sync(&self, owner: Owner, grace: Option<Duration>) -> Result<Sync, Error> {
+        let (reply, answer) = oneshot::channel();
+        let begin = SyncRequest::Begin {
+            owner,
+            grace,
+            reply,
+        };
+        self.put(Request::Sync(begin)).await?;
+        let (id, events) = answer.await.map_err(|_| Error::Stopping)??;
+        Ok(Sync {
+            id,
+            node: self.clone(),
+            events,
+        })
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Error> {

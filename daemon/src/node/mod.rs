@@ -53,6 +53,7 @@ mod names;
 mod pools;
 mod show;
 pub mod spec;
+pub mod sync;
 #[cfg(test)]
 mod tests;
 pub mod view;
@@ -79,6 +80,7 @@ use crate::{
     store::record::{Record, Recovered},
 };
 use handle::Added;
+use sync::{SyncEvent, SyncId, Syncs};
 use view::{AssignedAddress, PoolOverride, PoolUsers, WatchEvent};
 
 /// Until the store is asked again to delete a record.
@@ -96,6 +98,11 @@ pub enum WaitFor {
 /// Somebody who waits for an answer. Never used again within a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Caller(pub u64);
+
+impl Caller {
+    /// The node itself: answers to it are dropped.
+    pub const NOBODY: Caller = Caller(u64::MAX);
+}
 
 /// Records on their way to the store. Never used again within a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -136,6 +143,11 @@ pub enum Output {
     Reply {
         caller: Caller,
         reply: Reply,
+    },
+    /// Tell that client.
+    Sync {
+        id: SyncId,
+        event: SyncEvent,
     },
     /// Tell every watcher.
     Publish(Arc<WatchEvent>),
@@ -303,6 +315,7 @@ pub struct Node {
     drain: Drain,
     consumers: Option<Consumers>,
     release_unnamed_after: Duration,
+    syncs: Syncs,
     cursor: u64,
     /// Deletions of records that nobody needs any more; they go along with the next change.
     leftover: Vec<Record>,
@@ -343,6 +356,7 @@ impl Node {
             drain: Drain::Off,
             consumers: None,
             release_unnamed_after: settings.release_unnamed_after,
+            syncs: Syncs::default(),
             cursor: 0,
             leftover: Vec::new(),
             outputs: VecDeque::new(),
@@ -407,14 +421,21 @@ impl Node {
     /// When to call [`Node::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Instant> {
         let retry = self.retries.iter().map(|(at, _)| *at).min();
-        [retry, self.ipam.poll_timeout(), self.drain_deadline()]
-            .into_iter()
-            .flatten()
-            .min()
+        let release = self.syncs.deadline();
+        [
+            retry,
+            self.ipam.poll_timeout(),
+            self.drain_deadline(),
+            release,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     pub fn handle_timeout(&mut self, now: Now) {
         self.drain_timeout(now);
+        self.sync_timeout(now);
         self.ipam.handle_timeout(now);
         self.follow_blocks();
         let (due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.retries)

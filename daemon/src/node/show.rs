@@ -223,6 +223,7 @@ impl Node {
             host_ifindex: detail.host_ifindex,
             mtu: detail.mtu,
             created_at: workload.created_at,
+            release_at: self.syncs.release_at(id),
         }
     }
 

@@ -4,6 +4,8 @@
 
 mod attachments;
 mod drain;
+mod pools;
+mod sync;
 mod world;
 
 use std::time::Duration;

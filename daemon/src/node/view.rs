@@ -46,6 +46,8 @@ pub struct WorkloadView {
     pub host_ifindex: u32,
     pub mtu: u32,
     pub created_at: SystemTime,
+    /// Its owner has stated its whole set without it; it is released then.
+    pub release_at: Option<SystemTime>,
 }
 
 /// A change of the set of workloads. Cursors grow by one with every event of a run.

@@ -357,6 +357,7 @@ impl Node {
             return;
         };
         self.forget_names(id, &workload.spec);
+        self.sync_forget(id, workload.spec.owner.as_ref(), workload.generation);
         self.awaited.remove(id);
         self.unconfirmed.remove(id);
         if let Phase::Removing = workload.phase

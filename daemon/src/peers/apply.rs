@@ -16,7 +16,7 @@ use super::{
     saved::Saved,
 };
 use crate::{
-    config::{Bgp, Peer, PeerRange},
+    config::{Bgp, ImportPolicy, Peer, PeerRange},
     runtime::setup,
 };
 
@@ -91,6 +91,8 @@ impl Entry {
 pub(super) struct Applier<'a> {
     pub(super) speaker: &'a Handle,
     pub(super) import_pools: &'a Arc<Policy>,
+    /// `import_pools` is another than before.
+    pub(super) reimport: bool,
     pub(super) saved: &'a Saved,
 }
 
@@ -163,7 +165,8 @@ impl Applier<'_> {
             for entry in pending {
                 let name = entry.name().to_owned();
                 let old = before.get(&name);
-                if old == Some(&entry) {
+                let unchanged = old == Some(&entry);
+                if unchanged && !(self.reimport && entry.peer().import == ImportPolicy::Pools) {
                     now.insert(name, entry);
                     continue;
                 }
@@ -176,6 +179,10 @@ impl Applier<'_> {
                     None => self.add(&entry).await.map(|()| Effect::Added),
                 };
                 match result {
+                    // Only the pools are others, and they are reported themselves.
+                    Ok(_) if unchanged => {
+                        now.insert(name, entry);
+                    }
                     Ok(effect) => {
                         let replaced = replaced.iter().find(|old| old.name() == name);
                         let text = old.or(replaced).map(|old| old.differences(&entry));

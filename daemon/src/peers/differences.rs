@@ -1,6 +1,6 @@
 //! Which keys of two configurations differ, by their names in the file.
 
-use crate::config::{Bgp, Config, Peer};
+use crate::config::{Bgp, Config, Ipam, Peer, Pool};
 
 /// Names of the fields that differ.
 macro_rules! differing {
@@ -56,6 +56,39 @@ pub(super) fn of_peers(old: &Peer, new: &Peer) -> String {
         names.push("its configuration");
     }
     names.join(", ")
+}
+
+/// Keys of a pool, but for those of its tunnel.
+pub(super) fn of_pools(old: &Pool, new: &Pool) -> Vec<&'static str> {
+    let mut names = differing!(
+        old,
+        new,
+        block_size,
+        disabled,
+        nat_outgoing,
+        reserved,
+        keep_ends_unused,
+        max_blocks,
+        node_selector,
+        workload_selector,
+        claim,
+    );
+    if names.is_empty() && old.for_this_node != new.for_this_node {
+        names.push("labels of the node");
+    }
+    names
+}
+
+/// Keys of `[ipam]` that change while the agent runs.
+pub(super) fn of_ipam(old: &Ipam, new: &Ipam) -> Vec<&'static str> {
+    differing!(
+        old,
+        new,
+        cooldown,
+        claim_ahead,
+        release_empty_after,
+        release_unnamed_after,
+    )
 }
 
 /// Sections and keys that take effect at a start only.

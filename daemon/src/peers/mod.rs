@@ -14,6 +14,7 @@ mod apply;
 mod differences;
 mod merge;
 mod nearest;
+mod pools;
 mod reload;
 mod saved;
 mod spec;

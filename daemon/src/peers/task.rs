@@ -22,9 +22,9 @@ use super::{
     spec,
 };
 use crate::{
-    config::{Config, ConfigErrors},
-    node::Error,
-    tunnels::Live,
+    config::{Config, ConfigErrors, Pool},
+    node::{Error, handle::NodeHandle},
+    tunnels::{self, Live},
 };
 
 /// RFC 9003 §2: octets of a shutdown text.
@@ -34,13 +34,17 @@ const SHUTDOWN_TEXT: usize = 255;
 #[derive(Debug)]
 pub struct Manager {
     /// The file with what the API has added, as it is in force.
-    running: Config,
+    pub(super) running: Config,
     /// The file as it was read last.
     text: String,
     saved: Saved,
+    /// The pools that there were at the start.
+    started_with: Vec<Pool>,
     speaker: Option<Handle>,
     /// To whom a reload tells how pools are reached.
     pub tunnels: Option<Live>,
+    /// To whom it tells which pools there are.
+    pub node: Option<NodeHandle>,
     import_pools: Arc<Policy>,
 }
 
@@ -61,11 +65,13 @@ impl Manager {
         }
         let pools: Vec<IpNet> = config.pools.iter().map(|pool| pool.cidr).collect();
         Ok(Self {
+            started_with: config.pools.clone(),
             running: config.clone(),
             text,
             saved,
             speaker: None,
             tunnels: None,
+            node: None,
             import_pools: Arc::new(Policy::import_pools(&pools)),
         })
     }
@@ -125,6 +131,14 @@ impl Manager {
         }
     }
 
+    /// What "pools" means as an import policy from now on.
+    pub(super) fn set_import_pools(&mut self, pools: &[IpNet]) {
+        let policy = Policy::import_pools(pools);
+        if *self.import_pools != policy {
+            self.import_pools = Arc::new(policy);
+        }
+    }
+
     fn directory(&self) -> PathBuf {
         self.running.node.state_dir.clone()
     }
@@ -175,6 +189,7 @@ impl Manager {
         let applier = Applier {
             speaker: &speaker,
             import_pools: &self.import_pools,
+            reimport: false,
             saved: &self.saved,
         };
         if let Err(error) = applier.add(&entry).await {
@@ -357,15 +372,19 @@ impl Manager {
             tracing::warn!(peer = name, reason, "a peer that the API added is left out");
         }
         let mut report = Report::default();
+        let pools_before = self.import_pools.clone();
+        report.changes = self.change_pools(&new).await?;
+        let reimport = pools_before != self.import_pools;
         if let (Some(speaker), Some(running), Some(wanted)) =
             (&self.speaker, &mut self.running.bgp, &new.bgp)
         {
             let applier = Applier {
                 speaker,
                 import_pools: &self.import_pools,
+                reimport,
                 saved: &self.saved,
             };
-            report.changes = applier.peers(running, wanted).await;
+            report.changes.extend(applier.peers(running, wanted).await);
             let more = applier.originations(running, wanted).await;
             report.changes.extend(more);
             self.running.policies.clone_from(&new.policies);
@@ -375,6 +394,13 @@ impl Manager {
             report.changes.extend(changes);
         }
         report.needs_restart = differences::needs_restart(&self.running, &new);
+        if let Some(live) = &self.tunnels {
+            let hop = |pools: &[Pool]| tunnels::next_hop6(&live.identity, pools);
+            if hop(&self.started_with) != hop(&self.running.pools) {
+                let text = "bgp (the next hop of IPv6 blocks, which follows from the pools)";
+                report.needs_restart.push(text.to_owned());
+            }
+        }
         self.text = text;
         self.forget_shutdowns();
         Ok(report)

@@ -204,6 +204,7 @@ pub async fn run(mut config: Config, text: String) -> Result<(), StartError> {
         dataplane: dataplane.clone(),
     });
     let (peers, ends) = PeersHandle::new();
+    manager.node = Some(handle.clone());
     manager.tunnels = Some(tunnels::Live {
         dataplane: dataplane.clone(),
         identity: identity.clone(),

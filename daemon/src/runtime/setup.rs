@@ -58,7 +58,7 @@ pub(super) fn identity(config: &Config) -> Result<Identity, StartError> {
 }
 
 /// What the filter table is made of.
-pub(super) fn filter(config: &Config) -> FilterSettings {
+pub(crate) fn filter(config: &Config) -> FilterSettings {
     let masqueraded = config.pools.iter().filter(|pool| pool.nat_outgoing);
     let bridges = config.bridges.iter().filter(|bridge| bridge.nat_outgoing);
     FilterSettings {

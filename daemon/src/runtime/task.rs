@@ -32,7 +32,8 @@ use crate::{
     ipam::Now,
     node::{
         Caller, Drain, Error, Node, Output, Reply, Token,
-        handle::{Added, IN_FLIGHT, Request, Watcher},
+        handle::{Added, IN_FLIGHT, Request, SyncRequest, WATCH_QUEUE, Watcher},
+        sync::{SyncEvent, SyncId},
         view::PoolUsers,
     },
     peers::{PeerEvent, PeersHandle},
@@ -106,6 +107,8 @@ pub(super) struct Task {
     callers: HashMap<Caller, Waiter>,
     next_caller: u64,
     watchers: Vec<Watcher>,
+    /// Clients that state all their workloads.
+    syncs: HashMap<SyncId, mpsc::Sender<SyncEvent>>,
     /// For those that watch peers.
     peers: PeersHandle,
     /// Names of the peers that are Established.
@@ -137,6 +140,7 @@ impl Task {
             callers: HashMap::new(),
             next_caller: 0,
             watchers: Vec::new(),
+            syncs: HashMap::new(),
             peers,
             established: HashSet::new(),
         }
@@ -170,7 +174,7 @@ impl Task {
             let room = self.to_dataplane.is_clear()
                 && self.to_speaker.as_ref().is_none_or(Outbox::is_clear);
             let mut wake = self.node.poll_timeout();
-            if !self.callers.is_empty() {
+            if !(self.callers.is_empty() && self.syncs.is_empty()) {
                 wake = Some(wake.map_or(swept + SWEEP, |at| at.min(swept + SWEEP)));
             }
             wake = [wake, stop_at].into_iter().flatten().min();
@@ -220,6 +224,7 @@ impl Task {
                 _ = inputs.stop.changed(), if stop_at.is_none() => {
                     stop_at = Some(Instant::now() + STOP_GRACE);
                     self.watchers.clear();
+                    self.syncs.clear();
                     self.peers.publish(|| PeerEvent::End);
                 }
             }
@@ -277,6 +282,7 @@ impl Task {
                     }
                     _ => {}
                 },
+                Output::Sync { id, event } => self.tell_sync(id, event),
                 Output::Publish(event) => self.watchers.retain(|watcher| watcher.send(&event)),
             }
         }
@@ -371,6 +377,7 @@ impl Task {
                     self.node.handle_pool_state(now, caller, name, to);
                 }
             },
+            Request::Sync(request) => self.sync_request(request, refused),
             Request::Get(id, reply) => {
                 let _ = reply.send(self.node.workload(&id));
             }
@@ -398,6 +405,65 @@ impl Task {
             Request::Status(reply) => {
                 let _ = reply.send(self.node.status());
             }
+        }
+    }
+
+    fn sync_request(&mut self, request: SyncRequest, refused: Option<Error>) {
+        let now = Now::read();
+        match request {
+            SyncRequest::Begin {
+                owner,
+                grace,
+                reply,
+            } => {
+                let begun = match refused {
+                    Some(error) => Err(error),
+                    None => self.node.handle_sync_begin(owner, grace),
+                };
+                let begun = begun.map(|id| {
+                    let (sender, events) = mpsc::channel(WATCH_QUEUE);
+                    self.syncs.insert(id, sender);
+                    (id, events)
+                });
+                let _ = reply.send(begun);
+            }
+            SyncRequest::Name(sync, id, reply) => {
+                let _ = reply.send(self.node.handle_sync_name(sync, &id));
+            }
+            SyncRequest::Delete {
+                owner,
+                id,
+                generation,
+                reply,
+            } => {
+                let refused = refused.or_else(|| self.node.refuse_other(&owner, &id));
+                match refused {
+                    Some(error) => {
+                        let _ = reply.send(Err(error));
+                    }
+                    None => {
+                        let caller = self.caller(Waiter::Delete(reply));
+                        self.node.handle_delete(now, caller, id, generation);
+                    }
+                }
+            }
+            SyncRequest::Complete(sync, reply) => {
+                let _ = reply.send(self.node.handle_sync_complete(now, sync));
+            }
+            SyncRequest::End(sync) => {
+                self.syncs.remove(&sync);
+                self.node.handle_sync_end(sync);
+            }
+        }
+    }
+
+    /// A client that is gone or too slow is ended.
+    fn tell_sync(&mut self, id: SyncId, event: SyncEvent) {
+        let over = event == SyncEvent::Replaced;
+        let told = self.syncs.get(&id).map(|sender| sender.try_send(event));
+        if over || matches!(told, Some(Err(_))) {
+            self.syncs.remove(&id);
+            self.node.handle_sync_end(id);
         }
     }
 
@@ -557,6 +623,13 @@ impl Task {
             self.node.forget(caller);
         }
         self.watchers.retain(|watcher| !watcher.is_closed());
+        let node = &mut self.node;
+        self.syncs.retain(|id, sender| {
+            if sender.is_closed() {
+                node.handle_sync_end(*id);
+            }
+            !sender.is_closed()
+        });
         if self.node.awaits_advertisement() {
             self.ask_advertised();
         }

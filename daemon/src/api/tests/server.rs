@@ -2,7 +2,7 @@
 //! made up.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     net::IpAddr,
     path::PathBuf,
     sync::Arc,
@@ -35,7 +35,7 @@ use crate::{
     ipam::Now,
     node::{
         Caller, Error, Node, Output, Reply,
-        handle::{Added, NodeHandle, Request, Watcher},
+        handle::{Added, NodeHandle, Request, SyncRequest, Watcher},
     },
     telemetry::metrics::Metrics,
 };
@@ -171,6 +171,7 @@ async fn obliging(mut requests: mpsc::Receiver<Request>) {
     let mut adds = Vec::new();
     let mut deletes = Vec::new();
     let mut drains = VecDeque::new();
+    let mut syncs = HashMap::new();
     let mut pools_asked = VecDeque::new();
     loop {
         let now = Now::read();
@@ -217,6 +218,14 @@ async fn obliging(mut requests: mpsc::Receiver<Request>) {
                     let reply: oneshot::Sender<_> = pools_asked.pop_front().unwrap();
                     drop(reply.send(result.map(|users| *users)));
                 }
+                Output::Reply {
+                    caller: Caller::NOBODY,
+                    ..
+                } => {}
+                Output::Sync { id, event } => {
+                    let client: &mpsc::Sender<_> = &syncs[&id];
+                    let _ = client.try_send(event);
+                }
                 Output::Reply { caller, reply } => answer(caller, reply, &mut adds, &mut deletes),
             }
         }
@@ -245,11 +254,11 @@ async fn obliging(mut requests: mpsc::Receiver<Request>) {
             }
             Request::Drain(timeout, reply) => {
                 drains.push_back(reply);
-                node.handle_drain(now, Caller(u64::MAX), timeout);
+                node.handle_drain(now, Caller(u64::MAX - 1), timeout);
             }
             Request::Undrain(reply) => {
                 drains.push_back(reply);
-                node.handle_undrain(Caller(u64::MAX));
+                node.handle_undrain(Caller(u64::MAX - 1));
             }
             Request::SetPools {
                 pools,
@@ -258,8 +267,40 @@ async fn obliging(mut requests: mpsc::Receiver<Request>) {
             } => drop(reply.send(node.set_pools(now, &pools, &settings))),
             Request::PoolState { name, to, reply } => {
                 pools_asked.push_back(reply);
-                node.handle_pool_state(now, Caller(u64::MAX), name, to);
+                node.handle_pool_state(now, Caller(u64::MAX - 1), name, to);
             }
+            Request::Sync(SyncRequest::Begin {
+                owner,
+                grace,
+                reply,
+            }) => {
+                let begun = node.handle_sync_begin(owner, grace).map(|id| {
+                    let (sender, events) = mpsc::channel(64);
+                    syncs.insert(id, sender);
+                    (id, events)
+                });
+                drop(reply.send(begun));
+            }
+            Request::Sync(SyncRequest::Name(sync, id, reply)) => {
+                let _ = reply.send(node.handle_sync_name(sync, &id));
+            }
+            Request::Sync(SyncRequest::Delete {
+                owner,
+                id,
+                generation,
+                reply,
+            }) => match node.refuse_other(&owner, &id) {
+                Some(error) => drop(reply.send(Err(error))),
+                None => {
+                    let caller = Caller(u64::try_from(deletes.len()).unwrap() * 2 + 1);
+                    deletes.push(Some(reply));
+                    node.handle_delete(now, caller, id, generation);
+                }
+            },
+            Request::Sync(SyncRequest::Complete(sync, reply)) => {
+                drop(reply.send(node.handle_sync_complete(now, sync)));
+            }
+            Request::Sync(SyncRequest::End(sync)) => node.handle_sync_end(sync),
             Request::Get(id, reply) => drop(reply.send(node.workload(&id))),
             Request::List(reply) => drop(reply.send(node.workloads())),
             Request::Watch(reply) => {

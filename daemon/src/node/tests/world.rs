@@ -19,7 +19,8 @@ use crate::{
         Caller, Drain, Error, Node, Output, Reply, Token, WaitFor, WorkloadId, WorkloadSpec,
         handle::Added,
         spec::{FixedAddresses, InterfaceName, Labels, NamespaceName},
-        view::{WatchChange, WorkloadState},
+        sync::{SyncEvent, SyncId},
+        view::{PoolOverride, WatchChange, WorkloadState},
     },
     store::{disk::Disk, record::Record},
 };
@@ -139,6 +140,7 @@ pub(super) enum Asked {
     Add(WorkloadId),
     Delete(WorkloadId),
     Drain,
+    Pool,
 }
 
 pub(super) struct World {
@@ -161,6 +163,9 @@ pub(super) struct World {
     pub(super) answers: Vec<(Caller, Reply)>,
     /// Adds that were acknowledged, without those that somebody asked to delete since.
     pub(super) acknowledged: BTreeMap<WorkloadId, Added>,
+    pub(super) pools: Vec<config::Pool>,
+    /// What clients that state all their workloads were told.
+    pub(super) synced: Vec<(SyncId, SyncEvent)>,
     /// What watchers know.
     pub(super) watched: BTreeMap<WorkloadId, u64>,
     cursor: u64,
@@ -176,14 +181,20 @@ impl World {
             },
             Disk::default(),
             BTreeMap::new(),
+            pools(),
         );
         world.settle();
         world
     }
 
-    fn start(now: Now, disk: Disk, kernel: BTreeMap<ObjectId, Option<Object>>) -> Self {
+    fn start(
+        now: Now,
+        disk: Disk,
+        kernel: BTreeMap<ObjectId, Option<Object>>,
+        pools: Vec<config::Pool>,
+    ) -> Self {
         let (mut node, notices) =
-            Node::recover(now, &pools(), &bridges(), &SETTINGS, disk.recovered());
+            Node::recover(now, &pools, &bridges(), &SETTINGS, disk.recovered());
         assert!(notices.is_empty(), "{notices:?}");
         node.handle_dataplane(now, Event::Started);
         let watched = node
@@ -207,6 +218,8 @@ impl World {
             open: BTreeMap::new(),
             answers: Vec::new(),
             acknowledged: BTreeMap::new(),
+            pools,
+            synced: Vec::new(),
             watched,
             cursor: 0,
         };
@@ -237,6 +250,7 @@ impl World {
             self.now,
             self.disk.clone(),
             std::mem::take(&mut self.kernel),
+            self.pools.clone(),
         );
         for (id, added) in acknowledged {
             let view = self.node.workload(&id).expect("acknowledged survives");
@@ -268,6 +282,33 @@ impl World {
         self.node.handle_undrain(caller);
         self.drain();
         caller
+    }
+
+    pub(super) fn pool_state(&mut self, name: &str, to: Option<PoolOverride>) -> Caller {
+        let caller = self.caller(Asked::Pool);
+        self.node
+            .handle_pool_state(self.now, caller, name.to_owned(), to);
+        self.drain();
+        caller
+    }
+
+    /// As a reload does.
+    pub(super) fn set_pools(&mut self, pools: Vec<config::Pool>) -> Result<(), Error> {
+        let result = self.node.set_pools(self.now, &pools, &SETTINGS);
+        if result.is_ok() {
+            self.pools = pools;
+            // It is due at once.
+            self.node.handle_timeout(self.now);
+        }
+        self.drain();
+        result
+    }
+
+    /// A client says something of all its workloads.
+    pub(super) fn sync<T>(&mut self, say: impl FnOnce(&mut Node, Now) -> T) -> T {
+        let result = say(&mut self.node, self.now);
+        self.drain();
+        result
     }
 
     pub(super) fn delete(&mut self, name: &str, generation: Option<u64>) -> Caller {
@@ -503,7 +544,12 @@ impl World {
                     assert!(!self.originations_synced, "synced twice");
                     self.originations_synced = true;
                 }
+                Output::Reply {
+                    caller: Caller::NOBODY,
+                    ..
+                } => {}
                 Output::Reply { caller, reply } => self.replied(caller, reply),
+                Output::Sync { id, event } => self.synced.push((id, event)),
                 Output::Publish(event) => {
                     assert_eq!(event.cursor, self.cursor + 1);
                     self.cursor = event.cursor;
@@ -552,7 +598,7 @@ impl World {
                     "durable when answered"
                 );
             }
-            (Asked::Drain, Reply::Drain(Err(_))) => {}
+            (Asked::Drain, Reply::Drain(Err(_))) | (Asked::Pool, Reply::Pool(_)) => {}
             (asked, reply) => panic!("{asked:?} answered by {reply:?}"),
         }
         self.answers.push((caller, reply));
