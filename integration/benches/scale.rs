@@ -5,17 +5,14 @@ use std::time::Duration;
 use anyhow::Result;
 use integration::bench::fib::Prefixes;
 use integration::bench::report::{Page, milliseconds, ratio};
+use integration::bench::results::{record, record_times};
 use integration::bench::scale::PART;
-use integration::bench::{percentile, routes, scale};
+use integration::bench::{is_quick, median, percentile, routes, scale};
 use integration::lab::Lab;
 
 const WORKLOADS: usize = 5000;
 const DELETED: usize = 1000;
 const MORE: usize = 200;
-
-/// Workloads beside [`ROUTES`] routes.
-const BESIDE_ROUTES: usize = 1000;
-const ROUTES: u32 = 100_000;
 
 fn row(what: String, times: &[Duration], more: [String; 2]) -> Vec<String> {
     let at = |share| milliseconds(percentile(times, share));
@@ -40,8 +37,19 @@ fn main() -> Result<()> {
     }
     let lab = Lab::new()?;
     // `WORKLOADS=1000 ./dev bench --bench scale` is for a first look.
-    let workloads = std::env::var("WORKLOADS").map_or(Ok(WORKLOADS), |count| count.parse())?;
+    let workloads = match std::env::var("WORKLOADS") {
+        Ok(count) => count.parse()?,
+        Err(_) if is_quick() => WORKLOADS / 50,
+        Err(_) => WORKLOADS,
+    };
     let figures = scale::run(&lab, workloads, DELETED.min(workloads / 2), MORE)?;
+    let part = figures.adds.len().min(PART);
+    record_times("add-first", "agentd", &[median(&figures.adds[..part])])?;
+    let last = &figures.adds[figures.adds.len() - part..];
+    record_times("add-last", "agentd", &[median(last)])?;
+    let deleted = u32::try_from(DELETED.min(workloads / 2))?;
+    let rate = f64::from(deleted) / figures.deletes.as_secs_f64();
+    record("delete-rate", "agentd", &[rate])?;
     let mut page = Page::new(
         "Many workloads",
         "One client adds workloads one by one; then the agent is killed and started again; then 32 \
@@ -78,11 +86,6 @@ fn main() -> Result<()> {
         "limit ms",
     ];
     page.table("Add", &columns, &rows);
-    let beside_routes = {
-        let count = ROUTES;
-        let workloads = BESIDE_ROUTES.min(workloads);
-        scale::restart_with_routes(&lab, workloads, Prefixes { v6: false, count })?
-    };
     page.table(
         &format!("With {workloads} workloads"),
         &["", ""],
@@ -97,10 +100,6 @@ fn main() -> Result<()> {
                 format!("{} ms", milliseconds(figures.restart)),
             ],
             vec![
-                format!("the same with {BESIDE_ROUTES} workloads and {ROUTES} routes"),
-                format!("{} ms", milliseconds(beside_routes)),
-            ],
-            vec![
                 format!("{} deletes", DELETED.min(workloads / 2)),
                 format!("{} ms", milliseconds(figures.deletes)),
             ],
@@ -111,7 +110,8 @@ fn main() -> Result<()> {
         ],
     );
     page.write("scale")?;
-    if std::env::var_os("WORKLOADS").is_none() {
+    // Five minutes, until the audit has looked once.
+    if std::env::var_os("BENCH_LONG").is_some() {
         at_rest(&lab)?;
     }
     Ok(())

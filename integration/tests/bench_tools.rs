@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use integration::bench::fib::Prefixes;
-use integration::bench::{attach, routes};
+use integration::bench::{attach, ecmp, routes};
 use integration::lab::{self, ping::ping_all};
 
 #[test]
@@ -21,6 +21,21 @@ fn routes_through_raw_netlink_and_through_bird_are_timed_in_both_families() {
             ensure!(times.add.iter().all(|time| *time < Duration::from_secs(5)));
             ensure!(times.memory_kib > 1000, "{} KiB", times.memory_kib);
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn the_loss_of_one_of_two_routers_is_seen_in_the_kernel() {
+    lab::run(|lab| {
+        let prefixes = Prefixes {
+            v6: false,
+            count: 500,
+        };
+        let loss = ecmp::bird(lab, prefixes)?;
+        ensure!(loss.healed > Duration::ZERO && loss.healed < Duration::from_secs(5));
+        let loss = ecmp::agent(lab, prefixes)?;
+        ensure!(loss.operations == Some(1), "{loss:?}");
         Ok(())
     });
 }

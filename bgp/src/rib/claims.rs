@@ -13,7 +13,7 @@ use super::{
     prefix::Prefix,
     shared::{LOCAL, Shared},
     table::Path,
-    types::{Claim, PeerKind},
+    types::{Claim, Ineligible, PeerKind},
 };
 
 /// Claims that are told of one originated prefix.
@@ -84,7 +84,13 @@ fn collect<K: Prefix>(rib: &FamilyRib<K>, shared: &Shared, claims: &mut Vec<Clai
 }
 
 fn claim(shared: &Shared, path: &Path, block: IpNet, prefix: IpNet) -> Option<Claim> {
-    if path.slot == LOCAL || path.verdict().explain().is_err() {
+    // What is refused for being ours is what this is about.
+    let refused = path
+        .verdict()
+        .explain()
+        .err()
+        .filter(|why| !matches!(why, Ineligible::InsideOurs | Ineligible::BlackholeOfOurs));
+    if path.slot == LOCAL || refused.is_some() {
         return None;
     }
     let peer = shared.peer(path.slot)?;

@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 use super::{
     export::ExportParameters,
     group::{Departure, Group},
-    import::Import,
+    import::{Import, Within},
     interned::NO_ATTRIBUTES,
     prefix::Prefix,
     shared::{LOCAL, Shared},
@@ -131,8 +131,8 @@ impl<K: Prefix> FamilyRib<K> {
                 limit,
             });
         }
-        let within = self.owner(key).is_some();
-        if within {
+        let within = Within::of(self.owner(key), key);
+        if within != Within::No {
             self.claimed.insert(key);
             self.claims_changed = true;
         }
@@ -335,11 +335,6 @@ impl<K: Prefix> FamilyRib<K> {
             return;
         }
         let changed = std::mem::take(&mut self.reassess_inside);
-        let depends = shared
-            .peers
-            .iter()
-            .flatten()
-            .any(|peer| peer.session.import.looks_at_originated());
         // A few small blocks: look up what could lie inside. Otherwise one walk for all of them.
         let mut routes: SmallVec<[u32; 8]> = SmallVec::new();
         let mut looked_up = 0u64;
@@ -386,9 +381,7 @@ impl<K: Prefix> FamilyRib<K> {
             if self.owner(key).is_some() && self.table.paths(route).any(|path| path.slot != LOCAL) {
                 self.claimed.insert(key);
             }
-            if depends {
-                self.reassess(shared, route, |_| true);
-            }
+            self.reassess(shared, route, |_| true);
         }
     }
 
@@ -407,7 +400,7 @@ impl<K: Prefix> FamilyRib<K> {
             })
             .collect();
         let key = self.table.routes[route].key;
-        let within = self.owner(key).is_some();
+        let within = Within::of(self.owner(key), key);
         for (slot, path_id, received, long_lived) in paths {
             let mut import = Import::new(shared, slot, received, long_lived);
             let (effective, verdict) = import.decide(shared, &key.ip_net(), within);

@@ -20,6 +20,28 @@ use crate::{
     types::Asn,
 };
 
+/// How a received prefix lies to the prefixes that are originated here and owned with all that is
+/// inside of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Within {
+    No,
+    /// It is one of them.
+    Equal,
+    /// It lies inside of one.
+    Inside,
+}
+
+impl Within {
+    /// `owner`: the widest of them that it equals or lies inside.
+    pub(super) fn of<K: PartialEq>(owner: Option<K>, key: K) -> Self {
+        match owner {
+            None => Self::No,
+            Some(owner) if owner == key => Self::Equal,
+            Some(_) => Self::Inside,
+        }
+    }
+}
+
 /// The import of one attribute set from one peer.
 #[derive(Debug)]
 pub(super) struct Import {
@@ -89,7 +111,7 @@ impl Import {
         &mut self,
         shared: &mut Shared,
         prefix: &IpNet,
-        within_originated: bool,
+        within: Within,
     ) -> (u32, Verdict) {
         if let Some(why) = self.refused {
             return (NO_ATTRIBUTES, Verdict::ineligible(why));
@@ -102,16 +124,20 @@ impl Import {
             prefix,
             attributes,
             source: self.source,
-            within_originated,
+            within_originated: within != Within::No,
         };
         let decision = match self.blackhole {
-            true if within_originated => {
+            true if within != Within::No => {
                 let verdict = Verdict::ineligible(Ineligible::BlackholeOfOurs);
                 return (NO_ATTRIBUTES, verdict);
             }
             true => self.policy.decide_blackhole(facts),
             false => self.policy.decide(facts),
         };
+        if within == Within::Inside && decision.accept.is_some() {
+            // Whatever policy says: it would draw away traffic of ours, here and, passed on, elsewhere.
+            return (NO_ATTRIBUTES, Verdict::ineligible(Ineligible::InsideOurs));
+        }
         let verdict = Verdict::rule(decision.rule);
         let effective = match decision.accept {
             None => NO_ATTRIBUTES,

@@ -70,7 +70,7 @@ impl Verdict {
 
     /// `Ok`: the policy rule; `Err`: why the path was refused before policy.
     pub(super) fn explain(self) -> Result<Option<usize>, Ineligible> {
-        const REASONS: [Ineligible; 9] = [
+        const REASONS: [Ineligible; 10] = [
             Ineligible::NextHopUnreachable,
             Ineligible::NextHopIsOurs,
             Ineligible::NotUnicast,
@@ -80,6 +80,7 @@ impl Verdict {
             Ineligible::ClusterLoop,
             Ineligible::RouteLeak,
             Ineligible::BlackholeOfOurs,
+            Ineligible::InsideOurs,
         ];
         if self.0 == NO_RULE {
             return Ok(None);

@@ -155,8 +155,9 @@ pub struct LocalRoute {
     pub med: Option<u32>,
     pub communities: Vec<u32>,
     pub large_communities: Vec<[u32; 3]>,
-    /// What lies inside is ours too, so that `Match::WithinOriginated` holds for it. Not so for a
-    /// prefix that is announced on behalf of others.
+    /// What lies inside is ours too: `Match::WithinOriginated` holds for it, and no path of it that
+    /// comes from a peer is used, whatever policy says. Not so for a prefix that is announced on
+    /// behalf of others.
     pub owns_inside: bool,
 }
 
@@ -332,6 +333,8 @@ pub enum Ineligible {
     /// A BLACKHOLE that is to be honoured, of a prefix that is originated here or inside one
     /// (RFC 7999 §3.3: the neighbour is not authorised to advertise it).
     BlackholeOfOurs,
+    /// It lies inside of a prefix that is originated here with all that is in it.
+    InsideOurs,
 }
 
 impl fmt::Display for Ineligible {
@@ -346,6 +349,7 @@ impl fmt::Display for Ineligible {
             Self::ClusterLoop => "our cluster id is in the CLUSTER_LIST",
             Self::RouteLeak => "route leak (ONLY_TO_CUSTOMER)",
             Self::BlackholeOfOurs => "BLACKHOLE of what is originated here",
+            Self::InsideOurs => "it lies inside of what is originated here",
         })
     }
 }

@@ -23,6 +23,7 @@
 //! served all the same, up to a rate that a storm of reconnects cannot pass. Beyond it connections
 //! are refused without a message.
 
+mod deadlines;
 mod ending;
 mod handshake;
 mod live;

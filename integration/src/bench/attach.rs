@@ -21,7 +21,7 @@ use crate::lab::netns::Netns;
 use crate::lab::workload::request;
 
 /// Times of single operations and of all together.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Times {
     pub each: Vec<Duration>,
     pub all: Duration,

@@ -149,7 +149,7 @@ pub fn wait_for_all(prefixes: Prefixes, present: bool, patience: Duration) -> Re
         }
         if sample > 64 {
             let now = Instant::now();
-            counted = count(&mut socket, prefixes)?;
+            counted = count(&mut socket, prefixes, |_| {})?;
             if counted == if present { prefixes.count } else { 0 } {
                 return Ok(now);
             }
@@ -164,7 +164,69 @@ pub fn wait_for_all(prefixes: Prefixes, present: bool, patience: Duration) -> Re
     }
 }
 
+/// Waits until all routes lead to so many next hops, 1 or 2, and returns when that was.
+pub fn wait_for_paths(prefixes: Prefixes, paths: usize, patience: Duration) -> Result<Instant> {
+    let mut socket = Socket::open()?;
+    let deadline = Instant::now() + patience;
+    let mut sample = 0u32;
+    loop {
+        while sample <= 64 {
+            let index = u64::from(sample) * u64::from(prefixes.count - 1) / 64;
+            let index = u32::try_from(index).unwrap_or_default();
+            let found = look(&mut socket, prefixes, index)?;
+            if found.is_none_or(|route| paths_of(&route) != paths) {
+                break;
+            }
+            sample += 1;
+        }
+        let now = Instant::now();
+        if sample > 64 {
+            let mut found = 0;
+            count(&mut socket, prefixes, |route| {
+                found += u32::from(paths_of(route) == paths);
+            })?;
+            if found == prefixes.count {
+                return Ok(now);
+            }
+            std::thread::sleep(now.elapsed() / 2);
+        }
+        if now > deadline {
+            bail!("waited {patience:?} for {paths} paths: sample {sample} of 64");
+        }
+        std::thread::sleep(Duration::from_micros(500));
+    }
+}
+
+/// Next hops of a route as the kernel shows it; those of a nexthop object are shown as well.
+fn paths_of(route: &[u8]) -> usize {
+    const MULTIPATH: u16 = 9;
+    let mut attributes = route.get(12..).unwrap_or_default();
+    while let Some(head) = attributes.get(..4) {
+        let length = usize::from(u16::from_ne_bytes([head[0], head[1]])).max(4);
+        if u16::from_ne_bytes([head[2], head[3]]) == MULTIPATH {
+            let mut hops = attributes.get(4..length).unwrap_or_default();
+            let mut count = 0;
+            // struct rtnexthop begins with its length.
+            while let Some(head) = hops.get(..2) {
+                count += 1;
+                let size = usize::from(u16::from_ne_bytes([head[0], head[1]])).max(8);
+                hops = hops.get(size.next_multiple_of(4)..).unwrap_or_default();
+            }
+            return count;
+        }
+        attributes = attributes
+            .get(length.next_multiple_of(4)..)
+            .unwrap_or_default();
+    }
+    1
+}
+
 fn has(socket: &mut Socket, prefixes: Prefixes, index: u32) -> Result<bool> {
+    let found = look(socket, prefixes, index)?;
+    Ok(found.is_some_and(|route| route.get(1) == Some(&prefixes.length())))
+}
+
+fn look(socket: &mut Socket, prefixes: Prefixes, index: u32) -> Result<Option<Vec<u8>>> {
     let mut request = Batch::default();
     let full = if prefixes.v6 { 128 } else { 32 };
     let mut header = route_header(prefixes.family(), full, 0, 0);
@@ -173,11 +235,10 @@ fn has(socket: &mut Socket, prefixes: Prefixes, index: u32) -> Result<bool> {
     header[8..12].copy_from_slice(&FIB_MATCH.to_ne_bytes());
     request.start(super::netlink::GETROUTE, 0, &header);
     request.put(DESTINATION, &octets(prefixes.address(index)));
-    let found = socket.route(&request)?;
-    Ok(found.is_some_and(|route| route.get(1) == Some(&prefixes.length())))
+    socket.route(&request)
 }
 
-fn count(socket: &mut Socket, prefixes: Prefixes) -> Result<u32> {
+fn count(socket: &mut Socket, prefixes: Prefixes, mut each: impl FnMut(&[u8])) -> Result<u32> {
     let mut found = 0;
     socket.routes(prefixes.family(), |route| {
         if route.get(1) != Some(&prefixes.length()) || route.get(4) != Some(&254) {
@@ -191,6 +252,7 @@ fn count(socket: &mut Socket, prefixes: Prefixes) -> Result<u32> {
             if kind == DESTINATION {
                 if prefixes.holds(attributes.get(4..length).unwrap_or_default()) {
                     found += 1;
+                    each(route);
                 }
                 return;
             }

@@ -43,6 +43,12 @@ fn message(kind: u8, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// For both families (RFC 4724 §2).
+pub fn end_of_rib() -> Vec<u8> {
+    let v6 = [0, 0, 0, 7, 0x90, 15, 0, 3, 0, 2, 1];
+    [message(UPDATE, &[0; 4]), message(UPDATE, &v6)].concat()
+}
+
 fn open(asn: u32, router_id: [u8; 4]) -> Vec<u8> {
     let short = u16::try_from(asn).unwrap_or(23456);
     // IPv4 and IPv6 unicast, and four-octet AS numbers.

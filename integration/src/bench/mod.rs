@@ -12,9 +12,17 @@
 //! * [`repair`]: how long the kernel is not as it should be after somebody spoilt it
 //! * [`spoilings`]: every way to do that
 //! * [`scale`]: many workloads
+//! * [`ecmp`]: the loss of one of two routers
+//! * [`cni`]: workloads through CNI plugins
+//! * [`rest`]: a node while nothing happens, and after a crash
+//! * [`results`]: figures of the last runs; [`aims`]: what they are to reach; [`chart`]: a picture
 //! * [`report`]: tables on the terminal and in `docs/benchmarks`
 
+pub mod aims;
 pub mod attach;
+pub mod chart;
+pub mod cni;
+pub mod ecmp;
 pub mod fib;
 pub mod injector;
 pub mod netlink;
@@ -22,12 +30,39 @@ pub mod passing;
 pub mod receiver;
 pub mod repair;
 pub mod report;
+pub mod rest;
+pub mod results;
 pub mod rival;
 pub mod routes;
 pub mod scale;
 pub mod spoilings;
 
 use std::time::Duration;
+
+/// With `BENCH_QUICK` everything runs with a hundredth of the routes and workloads, once, and is
+/// written to a temporary directory: to see whether it works.
+pub fn is_quick() -> bool {
+    std::env::var_os("BENCH_QUICK").is_some()
+}
+
+/// So many, or a hundredth.
+pub fn scaled(count: u32) -> u32 {
+    if is_quick() {
+        (count / 100).max(10)
+    } else {
+        count
+    }
+}
+
+/// So many repetitions (`BENCH_REPETITIONS` says how many in place of five), or one.
+pub fn repetitions(usual: usize) -> usize {
+    if is_quick() {
+        return 1;
+    }
+    let asked = std::env::var("BENCH_REPETITIONS");
+    let asked = asked.ok().and_then(|text| text.parse().ok());
+    asked.map_or(usual, |asked: usize| (usual * asked).div_ceil(5).max(1))
+}
 
 /// The value below which this share of the sorted `values` lies.
 pub fn percentile(values: &[Duration], share: f64) -> Duration {

@@ -29,12 +29,12 @@ pub struct Passed {
     pub octets: u64,
 }
 
-struct Place {
-    daemon: Netns,
-    neighbours: Netns,
+pub(super) struct Place {
+    pub(super) daemon: Netns,
+    pub(super) neighbours: Netns,
 }
 
-fn place(lab: &Lab, count: u32) -> Result<Place> {
+pub(super) fn place(lab: &Lab, count: u32) -> Result<Place> {
     let daemon = lab.namespace("daemon")?;
     let neighbours = lab.namespace("neighbours")?;
     lab.link((&neighbours, "eth0"), (&daemon, "eth0"))?;
@@ -45,6 +45,16 @@ fn place(lab: &Lab, count: u32) -> Result<Place> {
         lab.address(&neighbours, "eth0", &format!("{}/16", Task::address(index)))?;
     }
     Ok(Place { daemon, neighbours })
+}
+
+impl Passed {
+    /// Takes over those of a further repetition.
+    pub fn merge(&mut self, other: Self) {
+        self.add.extend(other.add);
+        self.withdraw.extend(other.withdraw);
+        self.lost.extend(other.lost);
+        (self.idle_kib, self.peak_kib) = (other.idle_kib, other.peak_kib);
+    }
 }
 
 /// One daemon, `repetitions` times, each with a fresh one.

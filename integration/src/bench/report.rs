@@ -1,7 +1,6 @@
 //! Tables of figures: on the terminal as they come, and as a page of `docs/benchmarks`.
 
 use std::fmt::Write as _;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -32,14 +31,12 @@ impl Page {
 
     /// Writes `docs/benchmarks/NAME.md`.
     pub fn write(&self, name: &str) -> Result<()> {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../docs/benchmarks")
-            .join(format!("{name}.md"));
+        let path = super::results::directory().join(format!("{name}.md"));
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)?;
         }
         std::fs::write(&path, &self.text).with_context(|| path.display().to_string())?;
-        println!("written: docs/benchmarks/{name}.md");
+        println!("written: {}", path.display());
         Ok(())
     }
 }
@@ -71,7 +68,8 @@ pub fn rate(count: usize, duration: Duration) -> String {
     }
 }
 
-fn machine() -> String {
+/// What it was measured on.
+pub fn machine() -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let cpu = read("/proc/cpuinfo")
         .lines()

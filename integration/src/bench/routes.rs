@@ -8,14 +8,15 @@ use anyhow::{Context as _, Result};
 
 use super::fib::{self, Limit, Prefixes};
 use super::injector::{self, Session};
+use super::rival::{self, Rival, Task};
 use crate::lab::agent::Agent;
 use crate::lab::bird::Bird;
 use crate::lab::config::{BirdConfig, BirdPeer, Peer};
 use crate::lab::netns::Netns;
 use crate::lab::{Lab, single};
 
-const INJECTOR_ASN: u32 = 65001;
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const INJECTOR_ASN: u32 = 65001;
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Times of all repetitions.
 #[derive(Debug, Default)]
@@ -23,18 +24,34 @@ pub struct Times {
     pub add: Vec<Duration>,
     pub withdraw: Vec<Duration>,
     pub lost: Vec<Duration>,
-    /// The most the daemon ever had resident.
+    /// Resident before the first route, and the most there ever was.
+    pub idle_kib: u64,
     pub memory_kib: u64,
+    /// Peak above idle, of each repetition.
+    pub above_kib: Vec<u64>,
+}
+
+impl Times {
+    /// Takes over those of a further repetition.
+    pub fn merge(&mut self, other: Self) {
+        self.add.extend(other.add);
+        self.withdraw.extend(other.withdraw);
+        self.lost.extend(other.lost);
+        self.idle_kib = self.idle_kib.max(other.idle_kib);
+        self.memory_kib = self.memory_kib.max(other.memory_kib);
+        self.above_kib.extend(other.above_kib);
+    }
 }
 
 /// A namespace with the injector's link and a daemon's namespace at its other end.
-struct Place {
-    daemon: Netns,
-    injector: Netns,
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) daemon: Netns,
+    pub(super) injector: Netns,
     interface: u32,
 }
 
-fn place(lab: &Lab, name: &str) -> Result<Place> {
+pub(super) fn place(lab: &Lab, name: &str) -> Result<Place> {
     let daemon = lab.namespace(name)?;
     let injector = lab.namespace(&format!("{name}-injector"))?;
     lab.link((&injector, "eth0"), (&daemon, "eth0"))?;
@@ -66,10 +83,28 @@ fn next_hop(prefixes: Prefixes) -> Result<IpAddr> {
     .parse()?)
 }
 
-/// One session: all routes in, all out, in again, and the session lost.
-fn measure(place: &Place, prefixes: Prefixes, pid: i32, times: &mut Times) -> Result<()> {
-    let streams = injector::streams(prefixes, INJECTOR_ASN, next_hop(prefixes)?);
+/// Resident KiB now, and the most there ever was.
+type Memory<'a> = &'a dyn Fn() -> Result<(u64, u64)>;
+
+fn memory_of(pid: i32) -> Result<(u64, u64)> {
+    Ok((status_kib(pid, "VmRSS:")?, status_kib(pid, "VmHWM:")?))
+}
+
+fn measure(place: &Place, prefixes: Prefixes, memory: Memory<'_>, times: &mut Times) -> Result<()> {
     let target: SocketAddr = "192.168.26.11:179".parse()?;
+    measure_at(place, prefixes, target, next_hop(prefixes)?, memory, times)
+}
+
+/// One session: all routes in, all out, in again, and the session lost.
+fn measure_at(
+    place: &Place,
+    prefixes: Prefixes,
+    target: SocketAddr,
+    hop: IpAddr,
+    memory: Memory<'_>,
+    times: &mut Times,
+) -> Result<()> {
+    let streams = injector::streams(prefixes, INJECTOR_ASN, hop);
     let mut session = place
         .injector
         .enter(|| Session::connect(target, INJECTOR_ASN, PATIENCE))??;
@@ -80,6 +115,8 @@ fn measure(place: &Place, prefixes: Prefixes, pid: i32, times: &mut Times) -> Re
     };
     // Whatever follows the establishment shall not be measured.
     std::thread::sleep(Duration::from_millis(500));
+    let idle = memory()?.0;
+    times.idle_kib = times.idle_kib.max(idle);
     for (stream, present) in [
         (&streams.announce, true),
         (&streams.withdraw, false),
@@ -100,7 +137,9 @@ fn measure(place: &Place, prefixes: Prefixes, pid: i32, times: &mut Times) -> Re
         session.keep_alive()?;
         std::thread::sleep(Duration::from_millis(300));
     }
-    times.memory_kib = times.memory_kib.max(peak_memory(pid)?);
+    let peak = memory()?.1;
+    times.memory_kib = times.memory_kib.max(peak);
+    times.above_kib.push(peak.saturating_sub(idle));
     let (start, end) = std::thread::scope(|scope| -> Result<_> {
         let watcher = scope.spawn(|| wait(false));
         let start = session.drop_connection()?;
@@ -109,10 +148,6 @@ fn measure(place: &Place, prefixes: Prefixes, pid: i32, times: &mut Times) -> Re
     })?;
     times.lost.push(end.saturating_duration_since(start));
     Ok(())
-}
-
-fn peak_memory(pid: i32) -> Result<u64> {
-    status_kib(pid, "VmHWM:")
 }
 
 /// A line of `/proc/PID/status` that is told in kB.
@@ -137,7 +172,8 @@ pub fn agent(lab: &Lab, prefixes: Prefixes, repetitions: usize) -> Result<Times>
         let agent = Agent::new(lab, &place.daemon, config)?;
         agent.start()?;
         let process = agent.process()?;
-        measure(&place, prefixes, process.pid(), &mut times)?;
+        let pid = process.pid();
+        measure(&place, prefixes, &|| memory_of(pid), &mut times)?;
         agent.terminate()?;
         std::fs::remove_dir_all(agent.directory())?;
         lab.delete_namespace(&place.daemon)?;
@@ -155,56 +191,28 @@ pub struct Idle {
     pub resident_kib: u64,
 }
 
-/// An agent with routes from an external peer in the kernel, and room for many workloads.
-pub(super) struct Loaded {
-    pub agent: Agent,
-    place: Place,
-    session: Session,
-}
-
-impl Loaded {
-    pub fn new(lab: &Lab, name: &str, prefixes: Prefixes) -> Result<Self> {
-        let place = place(lab, name)?;
-        let mut config = single::config();
-        // A directory of its own.
-        config.name = name.into();
-        config.claim = vec!["10.244.0.0/17".into(), "fd10:244::/110".into()];
-        config.bgp = "import = \"all\"\nhold_time = \"240s\"".into();
-        let mut peer = Peer::new("injector", "192.168.26.1", INJECTOR_ASN);
-        peer.extra = "passive = true\nmax_prefixes = 2000000".into();
-        config.peers.push(peer);
-        let agent = Agent::new(lab, &place.daemon, config)?;
-        agent.start()?;
-        let streams = injector::streams(prefixes, INJECTOR_ASN, next_hop(prefixes)?);
-        let target: SocketAddr = "192.168.26.11:179".parse()?;
-        let mut session = place
-            .injector
-            .enter(|| Session::connect(target, INJECTOR_ASN, PATIENCE))??;
-        session.send(&streams.announce)?;
-        let loaded = Self {
-            agent,
-            place,
-            session,
-        };
-        loaded.wait_for_routes(prefixes)?;
-        Ok(loaded)
-    }
-
-    /// Until the kernel has them all.
-    pub fn wait_for_routes(&self, prefixes: Prefixes) -> Result<()> {
-        self.place
-            .daemon
-            .enter(move || fib::wait_for_all(prefixes, true, PATIENCE))??;
-        Ok(())
-    }
-}
-
 /// agentd with routes from an external peer, left alone.
 pub fn idle(lab: &Lab, prefixes: Prefixes, patience: Duration) -> Result<Idle> {
-    let Loaded {
-        agent, mut session, ..
-    } = Loaded::new(lab, "node-idle", prefixes)?;
+    let place = place(lab, "node-idle")?;
+    let mut config = single::config();
+    // A directory of its own.
+    config.name = "node-idle".into();
+    config.bgp = "import = \"all\"\nhold_time = \"240s\"".into();
+    let mut peer = Peer::new("injector", "192.168.26.1", INJECTOR_ASN);
+    peer.extra = "passive = true\nmax_prefixes = 2000000".into();
+    config.peers.push(peer);
+    let agent = Agent::new(lab, &place.daemon, config)?;
+    agent.start()?;
     let pid = agent.process()?.pid();
+    let streams = injector::streams(prefixes, INJECTOR_ASN, next_hop(prefixes)?);
+    let target: SocketAddr = "192.168.26.11:179".parse()?;
+    let mut session = place
+        .injector
+        .enter(|| Session::connect(target, INJECTOR_ASN, PATIENCE))??;
+    session.send(&streams.announce)?;
+    place
+        .daemon
+        .enter(move || fib::wait_for_all(prefixes, true, PATIENCE))??;
     std::thread::sleep(Duration::from_secs(2));
     let audited = || -> Result<_> {
         let dataplane = agent.client().status()?.dataplane.unwrap_or_default();
@@ -264,11 +272,35 @@ pub fn bird(lab: &Lab, prefixes: Prefixes, repetitions: usize) -> Result<Times> 
             ),
         };
         let bird = Bird::start(lab, &place.daemon, "bird", &config)?;
-        measure(&place, prefixes, bird.process().pid(), &mut times)?;
+        let pid = bird.process().pid();
+        measure(&place, prefixes, &|| memory_of(pid), &mut times)?;
         bird.process().kill();
         lab.delete_namespace(&place.daemon)?;
         lab.delete_namespace(&place.injector)?;
     }
+    Ok(times)
+}
+
+/// Another daemon that writes its routes to the kernel, once.
+pub fn rival(lab: &Lab, daemon: Rival, prefixes: Prefixes) -> Result<Times> {
+    let mut times = Times::default();
+    let place = place(lab, "rival")?;
+    let hop = IpAddr::V4(Task::address(0));
+    lab.address(&place.daemon, "eth0", &format!("{}/16", rival::ADDRESS))?;
+    lab.address(&place.injector, "eth0", &format!("{hop}/16"))?;
+    let task = Task {
+        neighbours: 1,
+        internal: false,
+        install: true,
+    };
+    let started = daemon.start(lab, &place.daemon, task)?;
+    let target = SocketAddr::new(IpAddr::V4(rival::ADDRESS), 179);
+    let memory = || started.memory();
+    measure_at(&place, prefixes, target, hop, &memory, &mut times)
+        .with_context(|| daemon.name())?;
+    started.stop()?;
+    lab.delete_namespace(&place.daemon)?;
+    lab.delete_namespace(&place.injector)?;
     Ok(times)
 }
 

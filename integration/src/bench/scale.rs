@@ -6,8 +6,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use super::attach;
-use super::fib::Prefixes;
-use super::routes::Loaded;
 use crate::lab::agent::Agent;
 use crate::lab::netns::Netns;
 use crate::lab::{Lab, single};
@@ -110,29 +108,7 @@ pub fn run(lab: &Lab, count: usize, deletes: usize, more: usize) -> Result<Figur
     })
 }
 
-/// From `kill -9` and the start of the next process until it is ready with nothing pending, with
-/// workloads and learned routes.
-pub fn restart_with_routes(lab: &Lab, workloads: usize, prefixes: Prefixes) -> Result<Duration> {
-    let loaded = Loaded::new(lab, "node-restart", prefixes)?;
-    let namespaces = Namespaces::new(lab, workloads)?;
-    let runtime = tokio::runtime::Runtime::new()?;
-    runtime.block_on(attach::add(&loaded.agent.socket(), namespaces.all(), 4))?;
-    let time = restart(&loaded.agent, workloads)?;
-    loaded.wait_for_routes(prefixes)?;
-    let counts = loaded
-        .agent
-        .client()
-        .status()?
-        .dataplane
-        .unwrap_or_default();
-    ensure!(
-        counts.repairs == 0,
-        "a restart repaired something: {counts:?}"
-    );
-    loaded.agent.terminate()?;
-    Ok(time)
-}
-
+/// From `kill -9` and the start of the next process until it is ready with nothing pending.
 fn restart(agent: &Agent, workloads: usize) -> Result<Duration> {
     agent.kill()?;
     let start = Instant::now();
@@ -159,7 +135,8 @@ async fn delete(socket: &Path, namespaces: &[Netns]) -> Result<Duration> {
     Ok(attach::delete(socket, namespaces, 32).await?.all)
 }
 
-fn at_rest(agent: &Agent, start: Instant) -> Result<Duration> {
+/// Waits until the agent is ready with nothing to write.
+pub(super) fn at_rest(agent: &Agent, start: Instant) -> Result<Duration> {
     loop {
         let status = agent.client().status()?;
         let dataplane = status.dataplane.unwrap_or_default();

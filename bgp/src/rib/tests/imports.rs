@@ -517,3 +517,41 @@ fn a_peer_that_comes_near_its_limit_is_warned_of_once_in_each_session() {
         }
     });
 }
+
+#[test]
+fn what_lies_inside_of_our_own_is_never_used_nor_passed_on_whatever_policy_says() {
+    // It may have come before the prefix was ours, or after.
+    for first in [true, false] {
+        let mut fixture = Fixture::with_peers(config(), [external(11), external(12)]);
+        let mut observer = Receiver::new(12, &negotiated(false));
+        let block = net("10.1.9.0/26");
+        let inside = "10.1.9.32/32";
+        let attributes = attributes(&[65011], "192.0.2.11");
+        let prefixes = [net(inside), block, net("10.1.9.0/24")];
+        if first {
+            fixture.update(11, announce(&attributes, &prefixes));
+            assert_eq!(fixture.next_hops(inside), ["192.0.2.11"]);
+            observer.drain(&mut fixture.rib);
+            assert_eq!(observer.held.len(), 3);
+        }
+        fixture
+            .rib
+            .originate(fixture.now, block, LocalRoute::default());
+        fixture.settle();
+        if !first {
+            fixture.update(11, announce(&attributes, &prefixes));
+        }
+        let used: Vec<_> = fixture.forwarding.keys().map(IpNet::to_string).collect();
+        assert_eq!(used, ["10.1.9.0/24"], "first: {first}");
+        let reason = fixture.reason(Table::AdjRibIn(None), inside, 11);
+        assert_eq!(reason, Reason::Ineligible(Ineligible::InsideOurs));
+        // What others say of the block itself stands by, and loses.
+        let reason = fixture.reason(Table::LocRib, "10.1.9.0/26", 11);
+        assert_eq!(reason, Reason::Lost(Step::Local));
+        observer.drain(&mut fixture.rib);
+        assert_eq!(observer.prefixes(), ["10.1.9.0/24", "10.1.9.0/26"]);
+        fixture.rib.withdraw_originated(block);
+        fixture.settle();
+        assert_eq!(fixture.next_hops(inside), ["192.0.2.11"]);
+    }
+}

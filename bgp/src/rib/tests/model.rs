@@ -221,7 +221,10 @@ impl Model {
             && attributes.originator_id != Some(OUR_ID)
             && !attributes.cluster_list.contains(&CLUSTER)
             && match peer.import {
-                0 => true,
+                0 => !self
+                    .originated
+                    .keys()
+                    .any(|o| *o != prefix && o.contains(&prefix)),
                 1 => {
                     prefix.prefix_len() > 0
                         && !self.originated.keys().any(contains)
