@@ -353,6 +353,9 @@ pub enum Event {
     NextHop { via: Via, state: NextHopState },
     /// MTU that workloads without one of their own get, when it becomes known or changes.
     Mtu(u32),
+    /// Addresses of the node on links that are not ours, in order; without loopback and link-local
+    /// ones. When they become known or change.
+    NodeAddresses(Vec<IpAddr>),
     /// The nftables table stands as wanted, for the first time or after a failure.
     FilterProgrammed,
     /// Somebody changed or deleted something of the nftables table, and it was put back.

@@ -28,6 +28,7 @@ use tokio::{
 
 use crate::{
     desired::{Event, FilterSettings, Object, ObjectId, Source, Via},
+    filter::ForwardDrop,
     kernel::{OpError, OpResult, Snapshot},
     linux::{ChangeEvent, Changes, Counts, Kernel, OpenError, nftables},
     reconcile::{
@@ -67,6 +68,7 @@ enum Command {
     SetFilter(FilterSettings),
     Counts(oneshot::Sender<Counts>),
     FilterStatus(oneshot::Sender<FilterStatus>),
+    ForwardDrops(oneshot::Sender<Vec<ForwardDrop>>),
     /// Looks at the reconciler and sends away what it saw.
     View(Box<dyn FnOnce(&Reconciler) + Send>),
     Shutdown,
@@ -103,6 +105,13 @@ impl Handle {
     pub async fn filter_status(&self) -> Result<FilterStatus, Stopped> {
         let (answer, answered) = oneshot::channel();
         self.send(Command::FilterStatus(answer)).await?;
+        answered.await.map_err(|_| Stopped)
+    }
+
+    /// Chains of other programs that drop what the node forwards, unless a rule accepts it.
+    pub async fn forward_drops(&self) -> Result<Vec<ForwardDrop>, Stopped> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Command::ForwardDrops(answer)).await?;
         answered.await.map_err(|_| Stopped)
     }
 
@@ -341,6 +350,7 @@ impl Task {
                 let _ = answer.send(self.kernel.counts());
             }
             Command::FilterStatus(answer) => self.filtering.status(answer),
+            Command::ForwardDrops(answer) => self.filtering.forward_drops(answer),
             Command::WatchNextHops { add, remove } => {
                 for address in remove {
                     self.reconciler.unwatch_next_hop(now, address);

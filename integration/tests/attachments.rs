@@ -356,6 +356,34 @@ fn shared_host_and_loopback_workloads_are_listed_like_all_others() {
     });
 }
 
+#[test]
+fn workloads_of_the_node_itself_follow_its_addresses() {
+    lab::run(|lab| {
+        let agent = single::prepare(lab, single::config())?;
+        agent.start()?;
+        let host = agent.namespace();
+        let (v4, v6) = node_address(1);
+        add(&agent, of_kind("daemon", Attachment::Host))?;
+        let shown = |wanted: &[&str]| {
+            lab.wait_for(&format!("it has {wanted:?}"), PATIENCE, || {
+                let seen = agent.client().get("daemon")?.addresses;
+                let seen: Vec<&str> = seen.iter().map(|a| a.address.as_str()).collect();
+                ensure!(seen == wanted, "{seen:?}");
+                Ok(())
+            })
+        };
+        shown(&[&v4, &v6])?;
+        host.show("ip address add 192.168.27.77/24 dev eth0")?;
+        host.show(&format!("ip address delete {v4}/24 dev eth0"))?;
+        shown(&["192.168.27.77", &v6])?;
+        host.show(&format!("ip address delete {v6}/64 dev eth0"))?;
+        shown(&["192.168.27.77"])?;
+        // By which others know it.
+        host.show(&format!("ip address add {v4}/24 dev eth0"))?;
+        shown(&[&v4])
+    });
+}
+
 fn agentctl(agent: &Agent, line: &str) -> Result<(bool, String)> {
     let output = Command::new("env")
         .arg(binaries::find("agentctl")?)

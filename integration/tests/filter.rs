@@ -7,6 +7,8 @@
 //!
 //! The outside knows no route to the pools.
 
+#[path = "filter/beside.rs"]
+mod beside;
 #[path = "filter/bridged.rs"]
 mod bridged;
 #[path = "filter/net.rs"]

@@ -126,6 +126,70 @@ fn vxlan_carries_both_families_over_a_router() {
 }
 
 #[test]
+fn ipv6_is_carried_over_an_underlay_that_has_only_ipv4() {
+    lab::run(|lab| {
+        let mut pair = RoutedPair::prepare(lab, VXLAN, Some(VXLAN), "")?;
+        for agent in [&mut pair.a, &mut pair.b] {
+            agent.config_mut().address6 = None;
+            let namespace = agent.namespace();
+            namespace.ip(["-6", "address", "flush", "dev", "eth0"])?;
+            agent.start()?;
+        }
+        pair.wait_route(&pair.a, "-6", "dev agentd.vxlan")?;
+        pair.wait_route(&pair.b, "-6", "dev agentd.vxlan")?;
+        let on_a = pair.a.workload("a1")?;
+        let on_b = pair.b.workload("b1")?;
+        lab.wait_for("the first IPv6 packet", PATIENCE, || {
+            ping_all(&on_a.namespace, on_b.ipv6()?, 1)
+        })?;
+        ping_all(&on_a.namespace, on_b.ipv6()?, 3)?;
+        ping_all(&on_b.namespace, on_a.ipv4()?, 3)?;
+        let links = pair.a.namespace().show("ip link")?;
+        ensure!(!links.contains("agentd.vxlan6"), "{links}");
+        // The narrower header alone.
+        ensure!(mtu_of(&on_a.namespace, "eth0")? == 1450);
+        Ok(())
+    });
+}
+
+#[test]
+fn tunnels_and_workloads_follow_the_mtu_of_the_underlay() {
+    lab::run(|lab| {
+        let pair = RoutedPair::start(lab, VXLAN, Some(VXLAN), "")?;
+        let on_a = pair.a.workload("a1")?;
+        let on_b = pair.b.workload("b1")?;
+        ping_all(&on_a.namespace, on_b.ipv4()?, 3)?;
+        let flood = Flood::start(lab, &on_a.namespace, on_b.ipv4()?)?;
+        for underlay in [1400, 1500] {
+            for agent in [&pair.a, &pair.b] {
+                let namespace = agent.namespace();
+                namespace.show(&format!("ip link set eth0 mtu {underlay}"))?;
+            }
+            lab.wait_for("everything has followed", PATIENCE, || {
+                for (namespace, device, overhead) in [
+                    (pair.a.namespace(), "agentd.vxlan", 50),
+                    (pair.b.namespace(), "agentd.vxlan6", 70),
+                    (&on_a.namespace, "eth0", 70),
+                    (&on_b.namespace, "eth0", 70),
+                ] {
+                    let mtu = mtu_of(namespace, device)?;
+                    ensure!(mtu == underlay - overhead, "{device}: {mtu}");
+                }
+                Ok(())
+            })?;
+            // Packets that fill it: 20 bytes of IPv4 and 8 of ICMP.
+            let size = (underlay - 70 - 28).to_string();
+            let to = on_b.ipv4()?.to_string();
+            let full = ["ping", "-n", "-c", "2", "-M", "do", "-s", &size, &to];
+            on_a.namespace.output(full)?;
+        }
+        let report = flood.finish()?;
+        ensure!(report.lost() == 0 && report.received > 10, "{report:?}");
+        Ok(())
+    });
+}
+
+#[test]
 fn nodes_of_other_subnets_are_reached_through_the_tunnel_with_cross_subnet() {
     lab::run(|lab| {
         let pair = RoutedPair::start(lab, CROSS, None, "")?;

@@ -40,6 +40,8 @@ pub struct Facts {
     /// Peers that sent the prefix of `paths`, each with whether and why it was taken.
     pub received: Vec<Route>,
     pub peers: usize,
+    /// Chains of others that drop forwarded packets unless a rule says otherwise.
+    pub forward_drops: Vec<String>,
 }
 
 pub async fn gather(context: &Context, address: IpAddr) -> Result<Facts, Error> {
@@ -117,6 +119,7 @@ pub async fn gather(context: &Context, address: IpAddr) -> Result<Facts, Error> 
         advertised,
         received,
         peers: peers.len(),
+        forward_drops: network.forward_drops(address).await,
     })
 }
 
@@ -149,6 +152,13 @@ pub fn explain(facts: &Facts) -> v1::ExplainResponse {
     } else {
         foreign(facts, &mut steps)
     };
+    for chain in facts.forward_drops.iter().filter(|_| !facts.lookup.local) {
+        let text = format!(
+            "{chain} of another program drops what none of its rules accepts: \
+             see \"Beside other tables\" in docs/design/filter.md"
+        );
+        steps.push("firewall", Status::Warning, text);
+    }
     v1::ExplainResponse {
         address: facts.address.to_string(),
         steps: steps.0,

@@ -41,6 +41,11 @@ pub trait Network: Send + Sync + 'static {
     ) -> Result<Vec<KernelRoute>, Error>;
     async fn lookup(&self, address: IpAddr) -> Result<Lookup, Error>;
     async fn next_hops(&self) -> Result<Vec<NextHopView>, Error>;
+    /// Chains of other programs with the policy to drop packets that the node forwards to this
+    /// address, for a person.
+    async fn forward_drops(&self, _address: IpAddr) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// The speaker and the dataplane of this process.
@@ -95,6 +100,20 @@ impl Network for Live {
 
     async fn dataplane(&self) -> Result<Status, Error> {
         self.dataplane.status().await.map_err(unavailable)
+    }
+
+    async fn forward_drops(&self, address: IpAddr) -> Vec<String> {
+        // What cannot be read is not worth failing for.
+        let drops = self.dataplane.forward_drops().await.unwrap_or_default();
+        let families = match address {
+            IpAddr::V4(_) => ["ip", "inet"],
+            IpAddr::V6(_) => ["ip6", "inet"],
+        };
+        drops
+            .into_iter()
+            .filter(|drop| families.contains(&drop.family))
+            .map(|drop| drop.to_string())
+            .collect()
     }
 
     async fn filter(&self) -> Result<FilterStatus, Error> {

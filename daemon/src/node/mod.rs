@@ -520,6 +520,7 @@ impl Node {
             Event::Repaired { .. }
             | Event::NextHop { .. }
             | Event::Mtu(_)
+            | Event::NodeAddresses(_)
             | Event::FilterProgrammed
             | Event::SharedRepaired { .. }
             | Event::FilterRepaired { .. }

@@ -195,6 +195,9 @@ pub async fn run(mut config: Config, text: String) -> Result<(), StartError> {
         tracing::warn!("recovered state: {notice}");
     }
     for event in early {
+        if let Event::NodeAddresses(all) = &event {
+            node.set_own_addresses(setup::own_addresses(&config, all));
+        }
         node.handle_dataplane(now, event);
     }
 
@@ -264,6 +267,7 @@ pub async fn run(mut config: Config, text: String) -> Result<(), StartError> {
         updates,
         acks: acks_queue,
         stop: stopped,
+        own_addresses: Box::new(move |all| setup::own_addresses(&config, all)),
     };
     let mut task = tokio::spawn(task.run(inputs));
     let end = loop {

@@ -57,6 +57,28 @@ pub(super) fn identity(config: &Config) -> Result<Identity, StartError> {
     })
 }
 
+/// What workloads in the node's own namespace have, of all the addresses that the node has now: of
+/// each family that by which others know the node, or else the first.
+pub(super) fn own_addresses(config: &Config, all: &[IpAddr]) -> Vec<IpAddr> {
+    let known = identity(config).ok();
+    let of = |known: Option<IpAddr>, is_ipv4: bool| {
+        let mut family = all.iter().filter(|address| address.is_ipv4() == is_ipv4);
+        match known.filter(|known| all.contains(known)) {
+            Some(known) => Some(known),
+            None => family.next().copied(),
+        }
+    };
+    let known = |is_ipv4: bool| match (&known, is_ipv4) {
+        (Some(known), true) => known.address.map(IpAddr::V4),
+        (Some(known), false) => known.address6.map(IpAddr::V6),
+        (None, _) => None,
+    };
+    [of(known(true), true), of(known(false), false)]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
 /// What the filter table is made of.
 pub(crate) fn filter(config: &Config) -> FilterSettings {
     let masqueraded = config.pools.iter().filter(|pool| pool.nat_outgoing);

@@ -11,6 +11,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -83,6 +84,8 @@ pub(super) struct Inputs {
     pub(super) updates: Option<bgp::driver::Updates>,
     pub(super) acks: mpsc::Receiver<Ack>,
     pub(super) stop: watch::Receiver<bool>,
+    /// From all addresses of the node to those that workloads in its namespace have.
+    pub(super) own_addresses: Box<dyn Fn(&[IpAddr]) -> Vec<IpAddr> + Send>,
 }
 
 /// Why the task ended.
@@ -190,7 +193,7 @@ impl Task {
                 }
                 events = inputs.events.next() => {
                     let Some(events) = events else { return End::Lost("dataplane") };
-                    self.dataplane(events);
+                    self.dataplane(events, &*inputs.own_addresses);
                 }
                 ack = inputs.acks.recv() => {
                     let Some(ack) = ack else { return End::Lost("speaker") };
@@ -467,7 +470,11 @@ impl Task {
         }
     }
 
-    fn dataplane(&mut self, events: Vec<Event>) {
+    fn dataplane(
+        &mut self,
+        events: Vec<Event>,
+        own_addresses: &(dyn Fn(&[IpAddr]) -> Vec<IpAddr> + Send),
+    ) {
         let now = Now::read();
         let mut next_hops = Vec::new();
         for event in events {
@@ -477,6 +484,11 @@ impl Task {
                 }
                 Event::Repaired { id, what } => {
                     tracing::warn!(?id, %what, "changed by others, put back");
+                }
+                Event::NodeAddresses(all) => {
+                    let own = own_addresses(&all);
+                    tracing::info!(?own, "addresses of this node");
+                    self.node.set_own_addresses(own);
                 }
                 Event::SharedRepaired { what } => {
                     tracing::warn!(%what, "changed by others, put back");

@@ -39,7 +39,7 @@ use ipnet::IpNet;
 
 pub use self::{
     elements::Entry,
-    types::{Counts, Event, JobId, Op, Output, Sets, Snapshot, Tables},
+    types::{Counts, Event, ForwardDrop, JobId, Op, Output, Sets, Snapshot, Tables},
 };
 use self::{elements::Key, plan::Plan, table::SetName};
 use crate::{

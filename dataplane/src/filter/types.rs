@@ -56,6 +56,26 @@ pub struct Snapshot {
     pub sets: Sets,
 }
 
+/// A chain of another program at the forward hook with the policy to drop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForwardDrop {
+    /// As `nft` names it: `ip`, `ip6` or `inet`.
+    pub family: &'static str,
+    pub table: String,
+    pub chain: String,
+}
+
+impl std::fmt::Display for ForwardDrop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            family,
+            table,
+            chain,
+        } = self;
+        write!(f, "chain {family} {table} {chain}")
+    }
+}
+
 /// Numbers outputs; each is answered by one input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JobId(pub(super) u64);

@@ -148,6 +148,9 @@ pub struct Reconciler {
     seen_next_hops: HashMap<u32, NextHop, Hash>,
     mtu: u32,
     last_mtu_told: Option<u32>,
+    /// The node's own addresses, as last told; may have changed.
+    addresses_told: Option<Vec<IpAddr>>,
+    addresses_dirty: bool,
 
     // What is wanted. Learned routes are in the table.
     workloads: HashMap<Arc<str>, State, Hash>,
@@ -259,6 +262,8 @@ impl Reconciler {
             seen_next_hops: HashMap::default(),
             mtu,
             last_mtu_told: None,
+            addresses_told: None,
+            addresses_dirty: false,
             workloads: HashMap::default(),
             host_routes: HashMap::default(),
             by_host_name: HashMap::default(),
@@ -602,6 +607,7 @@ impl Reconciler {
         if self.started {
             self.resolve_all();
             self.update_mtu();
+            self.tell_addresses();
         }
         if self.outbox.is_empty() {
             self.start_round();

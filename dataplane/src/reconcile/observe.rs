@@ -3,7 +3,7 @@
 //! When a link goes down or is deleted, Linux drops its IPv4 routes and all nexthop objects through it
 //! without a word about either, so a change of a link stands for the loss of those as well.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
@@ -17,7 +17,7 @@ use crate::{
     desired::{Event, Kind, Source},
     kernel::{
         Address, Change, Link, NextHop, NextHopKind, Op, PROTOCOL_AGENTD_BGP, Place, Route,
-        Snapshot, Target,
+        Snapshot, TUNNEL_PREFIX, Target,
     },
 };
 
@@ -154,6 +154,7 @@ impl Reconciler {
         let awaited = self.reap.contains(index);
         self.forget_link(index);
         self.mtu_dirty = true;
+        self.addresses_dirty = true;
         if awaited {
             self.wake_awaiting();
         }
@@ -279,7 +280,35 @@ impl Reconciler {
                 }
                 self.resolve_dirty = true;
                 self.mtu_dirty = true;
+                self.addresses_dirty = true;
             }
+        }
+    }
+
+    /// Tells the addresses of the node itself, if they are others than before.
+    pub(super) fn tell_addresses(&mut self) {
+        if !std::mem::take(&mut self.addresses_dirty) {
+            return;
+        }
+        let mut all: Vec<IpAddr> = Vec::new();
+        for (index, of_link) in &self.addresses {
+            let ours = self
+                .links
+                .get(index)
+                .is_none_or(|link| is_own_link(link) || link.name.starts_with(TUNNEL_PREFIX));
+            if !ours {
+                all.extend(of_link.iter().map(|address| address.net.addr()));
+            }
+        }
+        all.retain(|address| match address {
+            IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
+            IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
+        });
+        all.sort_unstable();
+        all.dedup();
+        if self.addresses_told.as_ref() != Some(&all) {
+            self.addresses_told = Some(all.clone());
+            self.events.push_back(Event::NodeAddresses(all));
         }
     }
 
@@ -395,6 +424,7 @@ impl Reconciler {
         self.absorb_tunnels(&snapshot.fdb, &snapshot.neighbours, &snapshot.sysctls);
         self.resolve_dirty = true;
         self.mtu_dirty = true;
+        self.addresses_dirty = true;
         self.last_audit = Some(self.now);
         if first {
             self.started = true;

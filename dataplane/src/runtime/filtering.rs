@@ -9,7 +9,9 @@ use tokio::sync::oneshot;
 
 use crate::{
     desired::{Attachment, Event, FilterSettings, Object, ObjectId},
-    filter::{self, Counts, Entry, Filter, JobId, Output, Snapshot, table::DROP_REASONS},
+    filter::{
+        self, Counts, Entry, Filter, ForwardDrop, JobId, Output, Snapshot, table::DROP_REASONS,
+    },
     kernel::OpError,
     linux::{OpenError, nftables},
     reconcile::workload_mac,
@@ -122,6 +124,16 @@ impl Filtering {
             }
             // Whoever asked may have gone.
             let _ = answer.send(status);
+            Done::Told
+        };
+        self.jobs.push(job.boxed());
+    }
+
+    pub(super) fn forward_drops(&mut self, answer: oneshot::Sender<Vec<ForwardDrop>>) {
+        let drops = self.kernel.forward_drops();
+        let job = async move {
+            // Whoever asked may have gone; what cannot be read is left out.
+            let _ = answer.send(drops.await.unwrap_or_default());
             Done::Told
         };
         self.jobs.push(job.boxed());

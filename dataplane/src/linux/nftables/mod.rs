@@ -31,7 +31,7 @@ use super::{
     socket::{DUMP_PAUSE, Ports, Socket},
 };
 use crate::{
-    filter::{Op, Snapshot},
+    filter::{ForwardDrop, Op, Snapshot},
     kernel::OpError,
 };
 
@@ -45,6 +45,7 @@ enum Job {
     Commit(Vec<Op>, Answer<()>),
     Read(Answer<Box<Snapshot>>),
     Dropped(Answer<Vec<u64>>),
+    ForwardDrops(Answer<Vec<ForwardDrop>>),
 }
 
 #[derive(Debug)]
@@ -89,6 +90,9 @@ impl Filtering {
                         Job::Read(answer) => {
                             let _ = answer.send(lane.read());
                         }
+                        Job::ForwardDrops(answer) => {
+                            let _ = answer.send(lane.retry(Lane::forward_drops));
+                        }
                         Job::Dropped(answer) => {
                             let result = lane.retry(Lane::dropped);
                             let _ = answer.send(result);
@@ -132,6 +136,13 @@ impl Filtering {
     /// [`DROP_REASONS`](crate::filter::table::DROP_REASONS).
     pub fn dropped(&self) -> impl Future<Output = Result<Vec<u64>, OpError>> + Send + 'static {
         self.ask(Job::Dropped)
+    }
+
+    /// Chains of other programs that drop what the node forwards, unless a rule accepts it.
+    pub fn forward_drops(
+        &self,
+    ) -> impl Future<Output = Result<Vec<ForwardDrop>, OpError>> + Send + 'static {
+        self.ask(Job::ForwardDrops)
     }
 
     /// Deletes every connection that one of these addresses opened or answers, as it is before and

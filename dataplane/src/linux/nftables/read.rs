@@ -13,7 +13,7 @@ use super::{
     encode::{self, kind},
 };
 use crate::filter::{
-    Snapshot,
+    ForwardDrop, Snapshot,
     elements::{Elements, Key},
     table::{CHAINS, Chain, Family, SetName, Step, TABLE},
 };
@@ -219,11 +219,44 @@ impl Lane {
         })
     }
 
+    /// Chains of others at the forward hook with the policy to drop.
+    pub(super) fn forward_drops(&mut self) -> io::Result<Vec<ForwardDrop>> {
+        const NF_FORWARD: u32 = 2;
+        const NF_DROP: u32 = 0;
+        let mut drops = Vec::new();
+        for (number, family) in [(1, "inet"), (2, "ip"), (10, "ip6")] {
+            self.dump_of(kind::GET_CHAIN, number, &[], |attributes| {
+                // NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY; NFTA_HOOK_HOOKNUM.
+                let hook = value(attributes, 4).and_then(|hook| self::number(hook, 1));
+                let policy = self::number(attributes, 5);
+                let table = string(attributes, 1).unwrap_or_default();
+                if hook == Some(NF_FORWARD) && policy == Some(NF_DROP) && table != TABLE {
+                    drops.push(ForwardDrop {
+                        family,
+                        table: table.to_owned(),
+                        chain: string(attributes, 3).unwrap_or_default().to_owned(),
+                    });
+                }
+            })?;
+        }
+        Ok(drops)
+    }
+
     /// Dumps objects of a family; `each` gets the attributes of one.
     fn dump(
         &mut self,
         kind: u16,
         family: Family,
+        request: &[u8],
+        each: impl FnMut(&[u8]),
+    ) -> io::Result<()> {
+        self.dump_of(kind, family.number(), request, each)
+    }
+
+    fn dump_of(
+        &mut self,
+        kind: u16,
+        family: u8,
         request: &[u8],
         mut each: impl FnMut(&[u8]),
     ) -> io::Result<()> {
@@ -231,13 +264,13 @@ impl Lane {
         let sequence = self.sequence;
         self.encoder.clear();
         self.encoder
-            .begin(kind, NLM_F_DUMP, sequence, &encode::header(family));
+            .begin(kind, NLM_F_DUMP, sequence, &[family, 0, 0, 0]);
         self.encoder.append(request);
         self.encoder.end();
         let bytes = self.encoder.bytes();
         self.socket
             .dump(bytes, sequence, &mut self.receive, |message| {
-                if message.payload.first() == Some(&family.number()) {
+                if message.payload.first() == Some(&family) {
                     each(message.payload.get(HEADER_LENGTH..).unwrap_or_default());
                 }
             })

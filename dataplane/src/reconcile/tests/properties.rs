@@ -2,13 +2,15 @@
 //! foreign is touched on the way, and a second pass plans nothing. A failure prints its seed:
 //! `SEED=n cargo nextest run -p dataplane properties` runs that one alone.
 
+mod checks;
+
 use std::collections::BTreeMap;
 
 use super::*;
 use crate::{
-    desired::LearnedRoute,
+    desired::{Bridge, Encapsulation, LearnedRoute, PoolTunnel, Scope, Tap, Tunnels},
     fake::{FakeNamespace, Missing},
-    kernel::{Address, LinkChange, NextHop, NextHopKind, PROTOCOL_AGENTD_BGP},
+    kernel::{Address, LinkChange, NextHop, NextHopKind, PROTOCOL_AGENTD_BGP, TUNNEL_PREFIX},
     reconcile::{
         attach::{Spec, Want},
         table::{LINK, is_object, is_own, own_metric},
@@ -37,11 +39,15 @@ struct Foreign {
     addresses: Vec<Address>,
 }
 
+fn is_ours(link: &Link) -> bool {
+    is_own_link(link) || link.name.starts_with(TUNNEL_PREFIX)
+}
+
 fn foreign(space: &FakeNamespace) -> Foreign {
     let own: Vec<u32> = space
         .links
         .values()
-        .filter(|link| is_own_link(link))
+        .filter(|link| is_ours(link))
         .map(|link| link.index)
         .collect();
     Foreign {
@@ -50,7 +56,7 @@ fn foreign(space: &FakeNamespace) -> Foreign {
             .cloned()
             .collect(),
         links: (space.links.values())
-            .filter(|link| !is_own_link(link))
+            .filter(|link| !is_ours(link))
             .cloned()
             .collect(),
         next_hops: (space.next_hops.values())
@@ -62,6 +68,17 @@ fn foreign(space: &FakeNamespace) -> Foreign {
             .copied()
             .collect(),
     }
+}
+
+/// Namespaces.
+const SPACES: u64 = 7;
+
+fn bridge() -> Object {
+    Object::Bridge(Arc::new(Bridge {
+        name: "br0".into(),
+        gateways: vec![net("172.31.0.1/24")],
+        mtu: None,
+    }))
 }
 
 const PREFIXES: [&str; 6] = [
@@ -83,21 +100,32 @@ const NEXT_HOPS: [&str; 5] = [
 impl Chaos {
     fn new(seed: u64) -> Self {
         let mut kernel = kernel();
-        for space in 0..4 {
+        for space in 0..SPACES {
             kernel.add_namespace(space);
         }
-        Self {
+        let mut chaos = Self {
             rng: fastrand::Rng::with_seed(seed),
             world: World::new(kernel),
             wanted: BTreeMap::new(),
             overtaken: false,
-        }
+        };
+        // As the daemon does first of all.
+        chaos.want(Object::Tunnels(Tunnels::default()));
+        chaos
+    }
+
+    fn want(&mut self, object: Object) {
+        let now = self.world.now;
+        self.wanted.insert(object.id(), object.clone());
+        self.world.reconciler.set(now, object);
     }
 
     fn object(&mut self) -> Object {
-        match self.rng.u8(..4) {
+        match self.rng.u8(..9) {
             0 => Object::Blackhole(net(["10.0.0.0/26", "fd00::/122"][self.rng.usize(..2)])),
-            1 => {
+            1 => self.attached(),
+            2 => self.tunnels(),
+            3 | 4 => {
                 let number = self.rng.u64(..4);
                 let mut addresses = vec![format!("10.0.0.{}", number + 1)];
                 if self.rng.bool() {
@@ -124,6 +152,80 @@ impl Chaos {
                 Object::Route(LearnedRoute { prefix, next_hops })
             }
         }
+    }
+
+    /// A workload of another kind than a routed one, or a bridge.
+    fn attached(&mut self) -> Object {
+        let number = self.rng.u64(..2);
+        let inside = |space| Inside {
+            netns: netns(space),
+            interface: "eth0".to_owned(),
+        };
+        let (id, attachment, address) = match self.rng.u8(..4) {
+            0 => {
+                let mac = self.rng.bool().then_some([2, 0, 0, 0, 0, 9]);
+                let tap = Tap {
+                    mac,
+                    ..Tap::default()
+                };
+                let address = format!("10.0.0.{}", 11 + number);
+                (format!("t{number}"), Attachment::Tap(tap), Some(address))
+            }
+            1 => {
+                let attachment = Attachment::Bridged {
+                    inside: inside(4 + number),
+                    bridge: "br0".into(),
+                };
+                let address = format!("172.31.0.{}", 2 + number);
+                (format!("b{number}"), attachment, Some(address))
+            }
+            2 => ("l".to_owned(), Attachment::Loopback(netns(6)), None),
+            _ => return bridge(),
+        };
+        Object::Workload(Arc::new(Workload {
+            id: id.as_str().into(),
+            attachment,
+            addresses: address.iter().map(|address| ip(address)).collect(),
+            mtu: None,
+            access: Default::default(),
+        }))
+    }
+
+    /// Not of the workloads' own addresses: those have the MTU of the underlay.
+    fn tunnels(&mut self) -> Object {
+        let mode = |rng: &mut fastrand::Rng| {
+            let modes = [
+                Encapsulation::None,
+                Encapsulation::Ipip,
+                Encapsulation::Vxlan,
+            ];
+            modes[rng.usize(..3)]
+        };
+        let mut pools = Vec::new();
+        for cidr in ["10.1.0.0/16", "10.2.0.0/16", "fd00:7::/64"] {
+            let cidr = net(cidr);
+            let encapsulation = match mode(&mut self.rng) {
+                Encapsulation::Ipip if cidr.addr().is_ipv6() => Encapsulation::Vxlan,
+                other => other,
+            };
+            let scope = match self.rng.bool() {
+                true => Scope::Always,
+                false => Scope::CrossSubnet,
+            };
+            pools.push(PoolTunnel {
+                cidr,
+                encapsulation,
+                scope,
+            });
+        }
+        Object::Tunnels(Tunnels {
+            local: Some("192.168.1.10".parse().unwrap()),
+            local6: Some("fd00:1::10".parse().unwrap()),
+            vni: 4096,
+            port: if self.rng.u8(..8) == 0 { 8472 } else { 4789 },
+            accept: Vec::new(),
+            pools,
+        })
     }
 
     fn pick<T: Clone>(&mut self, from: &[T]) -> Option<T> {
@@ -164,16 +266,18 @@ impl Chaos {
         let host = &self.world.kernel.host;
         let place = Place::Host;
         let own_links: Vec<Link> = (host.links.values())
-            .filter(|link| is_own_link(link))
+            .filter(|link| is_ours(link))
             .cloned()
             .collect();
+        let entries: Vec<_> = host.fdb.values().copied().collect();
+        let neighbours: Vec<_> = host.neighbours.values().copied().collect();
         let routes: Vec<Route> = host.routes.values().cloned().collect();
         let objects: Vec<NextHop> = host.next_hops.values().cloned().collect();
         let link = |index| LinkChange {
             index,
             ..LinkChange::default()
         };
-        let op = match self.rng.u8(..12) {
+        let op = match self.rng.u8(..15) {
             0 | 1 => {
                 let own: Vec<Route> = (routes.into_iter())
                     .filter(|route| is_own(route.protocol))
@@ -225,13 +329,26 @@ impl Chaos {
                 path: format!("net/ipv4/conf/{}/rp_filter", link.name),
                 value: "0".to_owned(),
             }),
+            11 => self.pick(&entries).map(Op::DeleteFdb),
+            12 => self.pick(&neighbours).map(|mut neighbour| {
+                neighbour.permanent = self.rng.bool();
+                neighbour.mac = [2, 0, 0, 0, 0, 1];
+                Op::ReplaceNeighbour { place, neighbour }
+            }),
+            13 => self.pick(&own_links).map(|own| Op::SetLink {
+                place,
+                link: LinkChange {
+                    master: Some(0),
+                    ..link(own.index)
+                },
+            }),
             10 => {
                 let via = ["192.168.1.1", "192.168.1.2"][self.rng.usize(..2)];
                 let route = foreign_via(["172.30.0.0/16", "0.0.0.0/0"][self.rng.usize(..2)], via);
                 Some(Op::ReplaceRoute { place, route })
             }
             _ => {
-                let space = self.rng.u64(..4);
+                let space = self.rng.u64(..SPACES);
                 if self.rng.bool() {
                     self.world.kernel.delete_namespace(space);
                 } else if !self.world.kernel.namespaces.contains_key(&(4, space)) {
@@ -352,11 +469,25 @@ impl Chaos {
         match self.rng.u8(..20) {
             0..=6 => {
                 let object = self.object();
-                self.wanted.insert(object.id(), object.clone());
-                self.world.reconciler.set(now, object);
+                let bridged = matches!(&object, Object::Workload(workload)
+                    if matches!(workload.attachment, Attachment::Bridged { .. }));
+                if bridged && !self.wanted.contains_key(&bridge().id()) {
+                    self.want(bridge());
+                }
+                self.want(object);
             }
             7..=9 => {
-                let ids: Vec<ObjectId> = self.wanted.keys().cloned().collect();
+                // A bridge goes after what is on it.
+                let bridged = self.wanted.values().any(|object| {
+                    matches!(object, Object::Workload(workload)
+                        if matches!(workload.attachment, Attachment::Bridged { .. }))
+                });
+                let ids = self.wanted.keys().filter(|id| match id {
+                    ObjectId::Tunnels => false,
+                    ObjectId::Bridge(_) => !bridged,
+                    _ => true,
+                });
+                let ids: Vec<ObjectId> = ids.cloned().collect();
                 if let Some(id) = self.pick(&ids) {
                     self.wanted.remove(&id);
                     self.world.reconciler.remove(now, id);
@@ -392,7 +523,10 @@ impl Chaos {
         self.world.reconciler = Reconciler::new(config(), self.world.now);
         self.overtaken = false;
         let now = self.world.now;
-        for object in self.wanted.values() {
+        let is_bridge = |object: &&Object| matches!(object, Object::Bridge(_));
+        let all = self.wanted.values();
+        let others = all.clone().filter(|object| !is_bridge(object));
+        for object in all.filter(is_bridge).chain(others) {
             self.world.reconciler.set(now, object.clone());
         }
     }
@@ -401,7 +535,7 @@ impl Chaos {
     fn settle(&mut self) {
         self.world.kernel.faults.clear();
         self.world.kernel.query_faults.clear();
-        for space in 0..4 {
+        for space in 0..SPACES {
             if !self.world.kernel.namespaces.contains_key(&(4, space)) {
                 self.world.kernel.add_namespace(space);
             }
@@ -454,139 +588,6 @@ impl Chaos {
             self.world.reconciler.handle_timeout(now);
         }
         assert!(self.run(5000), "does not come to rest");
-    }
-
-    fn check(&self) {
-        let kernel = &self.world.kernel;
-        let status = self.world.reconciler.status();
-        let mut own: BTreeMap<IpNet, &Route> = BTreeMap::new();
-        for route in kernel.host.routes.values() {
-            if is_own(route.protocol) {
-                assert_eq!(route.metric, own_metric(&route.prefix));
-                own.insert(route.prefix, route);
-            }
-        }
-        let mut links = 0;
-        let claims = |address: &IpAddr| {
-            let all = self.wanted.values();
-            all.filter(|o| matches!(o, Object::Workload(w) if w.addresses.contains(address)))
-                .count()
-        };
-        for (id, object) in &self.wanted {
-            match object {
-                Object::Tunnels(_) => {}
-                Object::Blackhole(prefix) => {
-                    let route = own.remove(prefix);
-                    let target = route.map(|route| &route.target);
-                    assert_eq!(target, Some(&Target::Blackhole), "{id:?} {status:?}");
-                }
-                Object::Route(route) => {
-                    let blackhole = ObjectId::Blackhole(route.prefix);
-                    if self.wanted.contains_key(&blackhole) {
-                        continue;
-                    }
-                    let seen = own.remove(&route.prefix);
-                    if route.next_hops.is_empty() {
-                        let dropped = (PROTOCOL_AGENTD_BGP, &Target::Blackhole);
-                        let seen = seen.map(|route| (route.protocol, &route.target));
-                        assert_eq!(seen, Some(dropped), "{id:?} {status:?}");
-                        continue;
-                    }
-                    let Some(Target::NextHop { id: object }) = seen.map(|route| &route.target)
-                    else {
-                        let state = self.world.reconciler.object(id);
-                        let hops = self.world.reconciler.next_hops();
-                        let hops_seen = &kernel.host.next_hops;
-                        panic!(
-                            "{id:?} has {seen:?}, {state:?}\n{hops:?}\n{hops_seen:?}\n{status:?}"
-                        );
-                    };
-                    let members = match &kernel.host.next_hops[object].kind {
-                        NextHopKind::Group(members) => members.len(),
-                        _ => 1,
-                    };
-                    assert_eq!(members, route.next_hops.len(), "{id:?}");
-                }
-                Object::Bridge(_) => {}
-                Object::Workload(workload) => {
-                    // Two that want one interface name in one namespace cannot both have it.
-                    let rivals = self.wanted.values().filter(
-                        |o| matches!(o, Object::Workload(w) if w.netns() == workload.netns()),
-                    );
-                    if rivals.count() > 1 || workload.addresses.iter().any(|a| claims(a) > 1) {
-                        links += usize::from(
-                            kernel
-                                .host
-                                .links
-                                .values()
-                                .any(|link| link.name == host_interface(&workload.id)),
-                        );
-                        for address in &workload.addresses {
-                            own.remove(&single(*address));
-                        }
-                        continue;
-                    }
-                    links += 1;
-                    let name = host_interface(&workload.id);
-                    let Some(link) = kernel.host.links.values().find(|link| link.name == name)
-                    else {
-                        panic!(
-                            "{id:?} has no link: {status:?} {:?}",
-                            self.world.reconciler.object(id)
-                        );
-                    };
-                    let spec = Spec::Workload(workload.clone());
-                    let want = Want {
-                        spec: &spec,
-                        mtu: 1500,
-                        index: link.index,
-                        peer_index: link.peer_index.unwrap(),
-                        bridge: None,
-                        master: None,
-                    };
-                    let netns = workload.netns().unwrap();
-                    let space = (netns.device, netns.inode);
-                    let read = |space: &FakeNamespace| Snapshot {
-                        links: space.links.values().cloned().collect(),
-                        addresses: space.addresses.values().copied().collect(),
-                        routes: space.routes.values().cloned().collect(),
-                        next_hops: Vec::new(),
-                        neighbours: space.neighbours.values().copied().collect(),
-                        fdb: Vec::new(),
-                        sysctls: (space.sysctls.iter())
-                            .map(|(path, value)| (path.clone(), Some(value.clone())))
-                            .collect(),
-                    };
-                    let difference =
-                        want.difference(&read(&kernel.host), &read(&kernel.namespaces[&space]));
-                    assert_eq!(difference, Default::default(), "{id:?}");
-                    for address in &workload.addresses {
-                        let route = own.remove(&single(*address));
-                        let index = LINK | link.index;
-                        let code = route.map(crate::reconcile::table::code_of);
-                        assert_eq!(code, Some(index), "{id:?} {address}");
-                    }
-                }
-            }
-        }
-        assert_eq!(own, BTreeMap::new(), "stale routes");
-        let seen = kernel.host.links.values().filter(|link| is_own_link(link));
-        assert_eq!(seen.count(), links, "stale links");
-        let unused = kernel.host.next_hops.keys().find(|id| {
-            let used = |route: &Route| route.target == Target::NextHop { id: **id };
-            let member = |object: &NextHop| match &object.kind {
-                NextHopKind::Group(members) => members.iter().any(|(of, _)| of == *id),
-                _ => false,
-            };
-            !kernel.host.routes.values().any(used) && !kernel.host.next_hops.values().any(member)
-        });
-        let shadowed = self.wanted.keys().any(|id| {
-            matches!(id, ObjectId::Route(p) if self.wanted.contains_key(&ObjectId::Blackhole(*p)))
-        });
-        assert!(
-            unused.is_none() || shadowed,
-            "unused nexthop object {unused:?}"
-        );
     }
 }
 
