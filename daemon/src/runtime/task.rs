@@ -75,6 +75,9 @@ impl Waiter {
     }
 }
 
+/// From all addresses of the node to those that workloads in its namespace have.
+pub(super) type OwnAddresses = dyn Fn(&[IpAddr]) -> Vec<IpAddr> + Send;
+
 /// What the task reads.
 pub(super) struct Inputs {
     pub(super) requests: mpsc::Receiver<Request>,
@@ -84,8 +87,7 @@ pub(super) struct Inputs {
     pub(super) updates: Option<bgp::driver::Updates>,
     pub(super) acks: mpsc::Receiver<Ack>,
     pub(super) stop: watch::Receiver<bool>,
-    /// From all addresses of the node to those that workloads in its namespace have.
-    pub(super) own_addresses: Box<dyn Fn(&[IpAddr]) -> Vec<IpAddr> + Send>,
+    pub(super) own_addresses: Box<OwnAddresses>,
 }
 
 /// Why the task ended.
@@ -470,11 +472,7 @@ impl Task {
         }
     }
 
-    fn dataplane(
-        &mut self,
-        events: Vec<Event>,
-        own_addresses: &(dyn Fn(&[IpAddr]) -> Vec<IpAddr> + Send),
-    ) {
+    fn dataplane(&mut self, events: Vec<Event>, own_addresses: &OwnAddresses) {
         let now = Now::read();
         let mut next_hops = Vec::new();
         for event in events {
