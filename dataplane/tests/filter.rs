@@ -221,3 +221,37 @@ fn whatever_others_do_to_the_table_is_heard_and_put_back() {
         assert_eq!(TABLE, "agentd");
     });
 }
+
+/// Connections of each source address, by the destination port.
+fn flows(from: &str, count: u16) {
+    let socket = std::net::UdpSocket::bind((from, 0)).unwrap();
+    for port in 20_000..20_000 + count {
+        // Nobody listens: what comes back is an error, at times of the call after.
+        let _ = socket.send_to(&[0], ("127.0.0.2", port));
+    }
+}
+
+#[test]
+fn connections_of_an_address_are_forgotten_and_no_others_however_many_there_are() {
+    for others in [10, 1500] {
+        on_a_host(move || async move {
+            // Connections are tracked where a rule asks for their state.
+            run("nft", "add table inet t");
+            run(
+                "nft",
+                "add chain inet t c { type filter hook output priority 0 ; }",
+            );
+            run("nft", "add rule inet t c ct state new accept");
+            let (kernel, _changes) = Filtering::open().unwrap();
+            let gone: IpAddr = "127.0.0.3".parse().unwrap();
+            assert_eq!(kernel.forget(vec![gone]).await.unwrap(), 0, "none at all");
+            flows("127.0.0.1", others);
+            flows("127.0.0.3", 7);
+            let forgotten = kernel.forget(vec![gone]).await.unwrap();
+            assert_eq!(forgotten, 7, "beside {others}");
+            assert_eq!(kernel.forget(vec![gone]).await.unwrap(), 0);
+            let left = kernel.forget(vec!["127.0.0.1".parse().unwrap()]).await;
+            assert_eq!(left.unwrap(), u64::from(others), "others stayed");
+        });
+    }
+}

@@ -1,8 +1,10 @@
 //! Forgets connections of addresses: an entry that outlives its workload would lead packets of an
 //! old flow to whoever has the address next.
 //!
-//! The kernel filters the dump by address where there are few (Linux 5.8); what it shows is compared
-//! here all the same, so an older kernel only takes longer.
+//! Each dump walks the kernel's whole table, of which all namespaces have their part. So it is first
+//! asked how many connections there are: with none there is nothing to be done, and a few are listed
+//! at once. Of many the kernel shows those of one address, where addresses are few (Linux 5.8); what
+//! it shows is compared here all the same, so an older kernel only takes longer.
 
 use std::{io, net::IpAddr};
 
@@ -19,8 +21,11 @@ use super::{
 
 const GET: u16 = 1 << 8 | 1;
 const DELETE: u16 = 1 << 8 | 2;
+const STATISTICS: u16 = 1 << 8 | 5;
 /// Addresses for which the kernel filters.
 const FILTERED: usize = 4;
+/// Connections that are rather listed all together.
+const FEW: u32 = 1000;
 /// Deletes in one send.
 const TOGETHER: usize = 256;
 
@@ -34,7 +39,12 @@ impl Lane {
     /// Whose first packet came from one of these addresses, or whose answers come from one.
     pub(super) fn forget(&mut self, addresses: &[IpAddr]) -> io::Result<u64> {
         let mut found = Vec::new();
-        if addresses.len() <= FILTERED {
+        let count = self.count();
+        if count == Some(0) {
+            return Ok(0);
+        }
+        let many = count.is_none_or(|count| count > FEW);
+        if many && addresses.len() <= FILTERED {
             for address in addresses {
                 for direction in [TUPLE_ORIGINAL, TUPLE_REPLY] {
                     self.connections(
@@ -69,6 +79,23 @@ impl Lane {
         }
         self.socket.discard(&mut self.receive);
         Ok(u64::try_from(found.len()).unwrap_or(u64::MAX))
+    }
+
+    /// Of all connections in this namespace; `None` when the kernel does not say.
+    fn count(&mut self) -> Option<u32> {
+        self.socket.discard(&mut self.receive);
+        self.sequence += 1;
+        let encoder = &mut self.encoder;
+        encoder.clear();
+        encoder.begin(STATISTICS, 0, self.sequence, &[0; 4]);
+        encoder.end();
+        self.socket.send(self.encoder.bytes()).ok()?;
+        self.socket.receive(&mut self.receive).ok()?;
+        let answer = decode::messages(&self.receive)
+            .find(|message| message.kind == STATISTICS && message.sequence == self.sequence)?;
+        // CTA_STATS_GLOBAL_ENTRIES, behind nfgenmsg.
+        let entries = value(answer.payload.get(4..)?, 1)?;
+        Some(u32::from_be_bytes(entries.try_into().ok()?))
     }
 
     /// Collects what a request to delete has to name.
