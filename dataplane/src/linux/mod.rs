@@ -46,7 +46,7 @@ use std::{
 use hashbrown::HashMap;
 use tokio::sync::oneshot;
 
-pub use self::listener::Changes;
+pub use self::{listener::Changes, read::interrupted_dumps};
 use self::{
     netns::Home,
     pipe::Pipe,

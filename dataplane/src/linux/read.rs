@@ -1,7 +1,16 @@
 //! Answers queries: dumps of a place, and single gets whose cost does not grow with the number of
 //! links or routes.
 
-use std::{fs::File, io, net::IpAddr, sync::Arc, thread};
+use std::{
+    fs::File,
+    io,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+};
 
 use hashbrown::HashSet;
 use ipnet::IpNet;
@@ -25,6 +34,13 @@ use crate::{
         Route, Snapshot, TUNNEL_PREFIX, Target, Tunnel,
     },
 };
+
+static INTERRUPTED: AtomicU64 = AtomicU64::new(0);
+
+/// Dumps of this process during which something changed (NLM_F_DUMP_INTR), and which were not used.
+pub fn interrupted_dumps() -> u64 {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
 
 /// How often an interrupted dump is repeated.
 const ATTEMPTS: u32 = 20;
@@ -426,6 +442,7 @@ impl<'a> Reading<'a> {
             match outcome {
                 Ok(()) => return Ok(list),
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => {
+                    INTERRUPTED.fetch_add(1, Ordering::Relaxed);
                     thread::sleep(DUMP_PAUSE);
                 }
                 Err(error) => return Err(error),

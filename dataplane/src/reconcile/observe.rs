@@ -490,6 +490,8 @@ impl Reconciler {
     fn absorb_main_table(&mut self, routes: Vec<Route>, first: bool) {
         self.table.clear_foreign();
         self.table.odd.clear();
+        // Single reads and notifications leave it behind: it has to mean this dump.
+        self.table.for_each(|_, entry| entry.flags &= !MET);
         let mut changed = Vec::new();
         for route in routes {
             if route.table != MAIN {

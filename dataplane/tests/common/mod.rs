@@ -19,16 +19,25 @@ use nix::sched::{CloneFlags, unshare};
 
 /// Runs a test in a fresh namespace that stands for the host's.
 pub fn on_a_host<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
-    let outcome = std::thread::spawn(|| {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.worker_threads(2);
+    on_a_host_with(runtime, test);
+}
+
+/// The same with all tasks on the thread of the test: while it blocks, nothing is read.
+pub fn on_one_thread<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
+    on_a_host_with(tokio::runtime::Builder::new_current_thread(), test);
+}
+
+fn on_a_host_with<F: Future<Output = ()>>(
+    mut runtime: tokio::runtime::Builder,
+    test: impl FnOnce() -> F + Send + 'static,
+) {
+    let outcome = std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).expect("tests of the driver need root");
         ip("link set lo up");
         // Its threads are started by this one, and so belong to the same namespace.
-        tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .unwrap()
-            .block_on(test());
+        runtime.enable_all().build().unwrap().block_on(test());
     })
     .join();
     if let Err(panic) = outcome {
