@@ -1,4 +1,4 @@
-//! The bytes of a record: protobuf messages of schema version 1.
+//! The bytes of a record: protobuf messages of schema version 2.
 //!
 //! | table | key | value |
 //! |---|---|---|
@@ -7,6 +7,8 @@
 //! | `workloads` | id | [`WorkloadRow`] |
 //! | `blocks` | address (4 or 16 bytes) and prefix length | [`BlockRow`] |
 //! | `cooling` | address (4 or 16 bytes) | [`CoolingRow`] |
+//!
+//! | `about` | `agentd` | version of the agent that opened it last |
 //!
 //! Fields are only ever added, with new tags, and must mean what they meant when they are absent.
 //! A change that old readers would misunderstand raises [`SCHEMA`]. Tags are never reused.
@@ -35,7 +37,7 @@ use crate::node::{
 };
 
 /// Of what this module writes.
-pub(super) const SCHEMA: u64 = 1;
+pub(super) const SCHEMA: u64 = 2;
 
 #[derive(Clone, PartialEq, Message)]
 struct WorkloadRow {

@@ -25,14 +25,17 @@ pub enum StoreError {
     )]
     Corrupt { file: PathBuf, text: String },
     #[error(
-        "{} has schema version {found}, and this agentd knows versions up to {known}; use the \
+        "{} has schema version {found}{}, and this agentd knows versions up to {known}; use the \
          agentd that wrote it, or a newer one",
-        file.display()
+        file.display(),
+        written(writer)
     )]
     Schema {
         file: PathBuf,
         found: u64,
         known: u64,
+        /// Version of the agent that wrote it, as it says.
+        writer: Option<String>,
     },
     #[error("{what}: {source}")]
     Io {
@@ -46,6 +49,13 @@ fn holder(pid: &Option<u32>) -> String {
     match pid {
         Some(pid) => format!("(pid {pid})"),
         None => "(pid unknown)".to_owned(),
+    }
+}
+
+fn written(writer: &Option<String>) -> String {
+    match writer {
+        Some(version) => format!(" (written by agentd {version})"),
+        None => String::new(),
     }
 }
 

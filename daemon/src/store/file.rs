@@ -22,12 +22,16 @@ use super::{
     codec::{self, DecodeError},
     error::{PersistError, StoreError},
     record::{Record, Recovered},
+    upgrade,
 };
 
-const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const WORKLOADS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("workloads");
 const BLOCKS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("blocks");
 const COOLING: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("cooling");
+
+/// Text about the file, since schema version 2.
+pub(super) const ABOUT: TableDefinition<'_, &str, &str> = TableDefinition::new("about");
 
 const DATABASE: &str = "state.redb";
 /// Under which a new database is made. One that is found is left over from a crash.
@@ -93,7 +97,7 @@ impl Files {
         if !is_there(&file)? {
             create(directory, &unfinished, &file)?;
         }
-        let database = open(&file, true)?;
+        let database = upgrade::upgraded(directory, &file, open(&file, true)?)?;
         let (recovered, sequence) = guarded(&file, || read(&file, &database))?;
         let files = Files {
             file,
@@ -131,6 +135,21 @@ impl Files {
         self.doubtful = Some(Doubtful { sequence, undo });
         self.database = self.reopen().ok();
         Err(error)
+    }
+
+    /// Everything that is on disk.
+    pub(super) fn read(&mut self) -> Result<Recovered, PersistError> {
+        let database = match self.database.take() {
+            Some(database) => database,
+            None => self.reopen()?,
+        };
+        let read = guarded(&self.file, || read(&self.file, &database));
+        self.database = Some(database);
+        let failed = |error: StoreError| PersistError::Failed {
+            file: self.file.clone(),
+            text: error.to_string(),
+        };
+        read.map(|(recovered, _)| recovered).map_err(failed)
     }
 
     /// The database without any batch that was reported as failed.
@@ -212,7 +231,7 @@ fn libc_code(errno: Errno) -> i32 {
     errno as i32
 }
 
-fn io_error(kind: &str, path: &Path, verb: &str, source: io::Error) -> StoreError {
+pub(super) fn io_error(kind: &str, path: &Path, verb: &str, source: io::Error) -> StoreError {
     StoreError::Io {
         what: format!("{kind} {} cannot be {verb}", path.display()),
         source,
@@ -298,13 +317,15 @@ pub(super) fn initialize(database: &Database) -> Result<(), Failure> {
         transaction.open_table(WORKLOADS)?;
         transaction.open_table(BLOCKS)?;
         transaction.open_table(COOLING)?;
+        let mut about = transaction.open_table(ABOUT)?;
+        about.insert("agentd", env!("CARGO_PKG_VERSION"))?;
     }
     transaction.commit()?;
     Ok(())
 }
 
 /// With `check`, every page is verified; an open without trusts a file this process had open.
-fn open(file: &Path, check: bool) -> Result<Database, StoreError> {
+pub(super) fn open(file: &Path, check: bool) -> Result<Database, StoreError> {
     if check {
         check_magic(file)?;
     }
@@ -318,7 +339,7 @@ fn open(file: &Path, check: bool) -> Result<Database, StoreError> {
 }
 
 /// redb may panic on damaged pages; for us that is an error like any other.
-fn guarded<T>(
+pub(super) fn guarded<T>(
     file: &Path,
     action: impl FnOnce() -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
@@ -374,7 +395,7 @@ fn open_error(file: &Path, error: DatabaseError) -> StoreError {
     }
 }
 
-fn failure(file: &Path, error: Failure) -> StoreError {
+pub(super) fn failure(file: &Path, error: Failure) -> StoreError {
     match error {
         Failure::Io(source) => io_error("the state file", file, "used", source),
         Failure::TableDoesNotExist(_) | Failure::TableTypeMismatch { .. } => StoreError::Foreign {
@@ -388,7 +409,7 @@ fn failure(file: &Path, error: Failure) -> StoreError {
     }
 }
 
-fn read_meta(database: &Database, key: &str) -> Result<Option<u64>, Failure> {
+pub(super) fn read_meta(database: &Database, key: &str) -> Result<Option<u64>, Failure> {
     let transaction = database.begin_read()?;
     let meta = transaction.open_table(META)?;
     Ok(meta.get(key)?.map(|value| value.value()))
@@ -405,6 +426,7 @@ fn read(file: &Path, database: &Database) -> Result<(Recovered, u64), StoreError
                 file: file.to_owned(),
                 found,
                 known: codec::SCHEMA,
+                writer: upgrade::writer(database),
             });
         }
         None => {

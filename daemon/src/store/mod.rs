@@ -13,6 +13,8 @@
 //!
 //! * `state.redb`: the database. Made under another name and renamed, so it is always whole. A
 //!   file of another kind, a damaged one, or one of a newer schema is refused and left alone.
+//!   One of an older schema is brought up to date in one transaction, after a copy of it was put
+//!   beside it as `state.redb.schema-N`.
 //! * `lock`: held while an agent runs; contains its process id.
 //!
 //! A failed commit (disk full) changes nothing: the database is opened again as it was, and its
@@ -24,6 +26,7 @@ pub(crate) mod disk;
 mod error;
 mod file;
 pub mod record;
+mod upgrade;
 mod writer;
 
 #[cfg(test)]
@@ -38,7 +41,7 @@ use std::{
     thread::JoinHandle,
 };
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 pub use error::{PersistError, StoreError};
 pub use record::{BlockRecord, CoolingRecord, Record, Recovered, WorkloadRecord};
@@ -52,7 +55,7 @@ pub const QUEUE_LENGTH: usize = 4096;
 /// An open state directory. Dropping it finishes what was submitted and releases the directory.
 #[derive(Debug)]
 pub struct Store {
-    submissions: Option<mpsc::Sender<Submission>>,
+    submissions: Option<mpsc::Sender<Job>>,
     writer: Option<JoinHandle<()>>,
     counters: Arc<Counters>,
 }
@@ -105,6 +108,14 @@ struct Submission {
     token: Token,
 }
 
+/// What the thread is asked for.
+#[derive(Debug)]
+enum Job {
+    Write(Submission),
+    /// Everything there is, as it is on disk.
+    Read(oneshot::Sender<Result<Recovered, PersistError>>),
+}
+
 impl Store {
     /// Opens the state directory, makes it when it is missing (mode 0700), and reads everything.
     pub fn open(directory: &Path) -> Result<(Store, Completions, Recovered), StoreError> {
@@ -130,13 +141,22 @@ impl Store {
 
     /// Hands over changes. Never blocks; the completion carries the same token.
     pub fn submit(&self, records: Vec<Record>, token: Token) -> Result<(), SubmitError> {
+        self.send(Job::Write(Submission { records, token }))
+    }
+
+    /// Reads everything from the database, behind what was submitted before.
+    pub fn read(&self) -> Result<oneshot::Receiver<Result<Recovered, PersistError>>, SubmitError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Job::Read(reply))?;
+        Ok(answer)
+    }
+
+    fn send(&self, job: Job) -> Result<(), SubmitError> {
         let submissions = self.submissions.as_ref().ok_or(SubmitError::Stopped)?;
-        submissions
-            .try_send(Submission { records, token })
-            .map_err(|error| match error {
-                mpsc::error::TrySendError::Full(_) => SubmitError::Full,
-                mpsc::error::TrySendError::Closed(_) => SubmitError::Stopped,
-            })
+        submissions.try_send(job).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => SubmitError::Full,
+            mpsc::error::TrySendError::Closed(_) => SubmitError::Stopped,
+        })
     }
 
     pub fn statistics(&self) -> Statistics {

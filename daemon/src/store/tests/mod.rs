@@ -2,6 +2,7 @@
 
 mod child;
 mod power;
+mod upgrade;
 
 use std::{
     collections::BTreeMap,
@@ -288,7 +289,7 @@ fn a_newer_schema_is_refused() {
     transaction
         .open_table(meta)
         .unwrap()
-        .insert("schema", 2)
+        .insert("schema", 3)
         .unwrap();
     transaction.commit().unwrap();
     drop(database);
@@ -296,9 +297,10 @@ fn a_newer_schema_is_refused() {
     assert_eq!(
         error.to_string(),
         format!(
-            "{} has schema version 2, and this agentd knows versions up to 1; use the agentd that \
-             wrote it, or a newer one",
-            file.display()
+            "{} has schema version 3 (written by agentd {}), and this agentd knows versions up to \
+             2; use the agentd that wrote it, or a newer one",
+            file.display(),
+            env!("CARGO_PKG_VERSION")
         )
     );
 }
