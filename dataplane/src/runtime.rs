@@ -29,7 +29,7 @@ use tokio::{
 use crate::{
     desired::{Event, FilterSettings, Object, ObjectId, Source, Via},
     filter::ForwardDrop,
-    kernel::{OpError, OpResult, Snapshot},
+    kernel::{OpError, OpResult, Query, Snapshot},
     linux::{ChangeEvent, Changes, Counts, Kernel, OpenError, nftables},
     reconcile::{
         BatchId, Config, KernelRoute, Lookup, NextHopView, ObjectStatus, Output, QueryId,
@@ -71,6 +71,7 @@ enum Command {
     ForwardDrops(oneshot::Sender<Vec<ForwardDrop>>),
     /// Looks at the reconciler and sends away what it saw.
     View(Box<dyn FnOnce(&Reconciler) + Send>),
+    Look(Query, oneshot::Sender<Result<Snapshot, OpError>>),
     Shutdown,
 }
 
@@ -157,6 +158,13 @@ impl Handle {
     pub async fn lookup(&self, address: IpAddr) -> Result<Lookup, Stopped> {
         self.view(move |reconciler| reconciler.lookup(address))
             .await
+    }
+
+    /// Reads the kernel itself, past everything that is known of it.
+    pub async fn look(&self, query: Query) -> Result<Result<Snapshot, OpError>, Stopped> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Command::Look(query, answer)).await?;
+        answered.await.map_err(|_| Stopped)
     }
 
     /// Ends the task. What is in the kernel stays as it is.
@@ -360,6 +368,13 @@ impl Task {
                 }
             }
             Command::View(look) => look(&self.reconciler),
+            Command::Look(query, reply) => {
+                let answer = self.kernel.query(query);
+                tokio::spawn(async move {
+                    // The caller may have gone.
+                    let _ = reply.send(answer.await);
+                });
+            }
             Command::Shutdown => return Next::End,
         }
         Next::GoOn

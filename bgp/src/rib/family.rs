@@ -278,6 +278,7 @@ impl<K: Prefix> FamilyRib<K> {
         let mut attributes = Attributes::originated(NextHop::from(unspecified));
         attributes.origin = local.origin;
         attributes.med = local.med;
+        attributes.local_pref = local.local_pref;
         attributes.communities.clone_from(&local.communities);
         attributes
             .large_communities

@@ -159,6 +159,8 @@ pub struct LocalRoute {
     /// comes from a peer is used, whatever policy says. Not so for a prefix that is announced on
     /// behalf of others.
     pub owns_inside: bool,
+    /// Towards internal peers; `None`: as every other route.
+    pub local_pref: Option<u32>,
 }
 
 impl Default for LocalRoute {
@@ -169,6 +171,7 @@ impl Default for LocalRoute {
             communities: Vec::new(),
             large_communities: Vec::new(),
             owns_inside: true,
+            local_pref: None,
         }
     }
 }

@@ -151,6 +151,12 @@ fn mapped(error: &Error) -> Mapped {
             "block",
             block.to_string(),
         ),
+        Error::BlockNotFound(block) => with(
+            Code::NotFound,
+            "BLOCK_NOT_FOUND",
+            "block",
+            block.to_string(),
+        ),
         Error::Store(_) => plain(Code::Unavailable, "STORE_FAILED"),
         Error::Deleted(id) => with(
             Code::Aborted,

@@ -1,5 +1,7 @@
 //! `IpamService`.
 
+use std::net::IpAddr;
+
 use agentd_proto::v1::{self, ipam_service_server::IpamService};
 use tonic::{Request, Response, Status};
 
@@ -8,6 +10,9 @@ use crate::node::{Error, view::PoolOverride};
 
 /// Workloads that an answer names.
 const WORKLOADS_NAMED: usize = 1000;
+
+/// Most addresses of one page.
+const ADDRESSES: usize = 1000;
 
 #[derive(Clone, Debug)]
 pub(super) struct Ipam(pub(super) Context);
@@ -89,6 +94,62 @@ impl IpamService for Ipam {
                 .filter(|block| wanted.as_ref().is_none_or(|name| block.pool == *name))
                 .map(render::block)
                 .collect(),
+        }))
+    }
+
+    async fn list_addresses(
+        &self,
+        request: Request<v1::ListAddressesRequest>,
+    ) -> Result<Response<v1::ListAddressesResponse>, Status> {
+        let request = request.into_inner();
+        let pool = parse::pool(&request.pool)?;
+        let block = parse::prefix("block", &request.block)?;
+        let after: Option<IpAddr> = match request.after.as_str() {
+            "" => None,
+            text => Some(parse::address("after", text)?),
+        };
+        let limit = match usize::try_from(request.limit).unwrap_or(ADDRESSES) {
+            0 => ADDRESSES,
+            limit => limit.min(ADDRESSES),
+        };
+        let uses = self.0.node.address_uses().await?;
+        let mut wanted = uses.iter().filter(|usage| {
+            pool.as_ref().is_none_or(|pool| usage.pool == *pool)
+                && block.is_none_or(|block| usage.block == block)
+                && after.is_none_or(|after| usage.address > after)
+        });
+        let page: Vec<_> = wanted.by_ref().take(limit).collect();
+        let more = wanted.next().is_some();
+        let last = page.last().filter(|_| more);
+        Ok(Response::new(v1::ListAddressesResponse {
+            next: last
+                .map(|usage| usage.address.to_string())
+                .unwrap_or_default(),
+            addresses: page.into_iter().map(render::address_use).collect(),
+        }))
+    }
+
+    async fn release_block(
+        &self,
+        request: Request<v1::ReleaseBlockRequest>,
+    ) -> Result<Response<v1::ReleaseBlockResponse>, Status> {
+        let cidr = parse::prefix("cidr", &request.into_inner().cidr)?
+            .ok_or_else(|| Error::invalid("cidr", "is empty; it names the block"))?;
+        self.0.node.release_block(cidr).await?;
+        Ok(Response::new(v1::ReleaseBlockResponse {}))
+    }
+
+    async fn check(
+        &self,
+        _request: Request<v1::CheckRequest>,
+    ) -> Result<Response<v1::CheckResponse>, Status> {
+        let (report, looks) = super::check::check(&self.0).await?;
+        Ok(Response::new(v1::CheckResponse {
+            workloads: report.workloads,
+            addresses: report.addresses,
+            blocks: report.blocks,
+            problems: report.problems.iter().map(render::problem).collect(),
+            looks,
         }))
     }
 }

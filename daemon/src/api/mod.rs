@@ -7,6 +7,7 @@
 pub mod access;
 mod attachment;
 mod authority;
+mod check;
 pub mod error;
 mod explain;
 mod ipam;

@@ -4,8 +4,12 @@
 
 use std::net::IpAddr;
 
-use bgp::speaker::status::{PeerStatus, RangeStatus, Route, RoutePage, RouteQuery};
+use bgp::{
+    rib::NotAdvertised,
+    speaker::status::{ForeignClaim, PeerStatus, RangeStatus, Route, RoutePage, RouteQuery},
+};
 use dataplane::{
+    kernel::{OpError, Query, Snapshot},
     reconcile::{KernelRoute, Lookup, NextHopView, Status},
     runtime::FilterStatus,
 };
@@ -31,6 +35,22 @@ pub trait Network: Send + Sync + 'static {
     }
     /// Why an Established peer does not get this prefix, for a person; `None`: it does.
     async fn why_not_advertised(&self, peer: &str, prefix: IpNet) -> Option<String>;
+    /// What the speaker originates and owns; `None`: there is none.
+    async fn originated(&self) -> Option<Vec<IpNet>> {
+        None
+    }
+    /// Who else announces that.
+    async fn claims(&self) -> Vec<ForeignClaim> {
+        Vec::new()
+    }
+    /// `Err`: why an Established peer does not get this prefix.
+    async fn advertised(&self, _peer: &str, _prefix: IpNet) -> Result<(), NotAdvertised> {
+        Ok(())
+    }
+    /// Reads the kernel itself.
+    async fn look(&self, _query: Query) -> Result<Result<Snapshot, OpError>, Error> {
+        Ok(Ok(Snapshot::default()))
+    }
     async fn dataplane(&self) -> Result<Status, Error>;
     async fn filter(&self) -> Result<FilterStatus, Error>;
     async fn kernel_routes(
@@ -96,6 +116,31 @@ impl Network for Live {
     async fn why_not_advertised(&self, peer: &str, prefix: IpNet) -> Option<String> {
         let answer = self.bgp.as_ref()?.advertised(peer, prefix).await;
         answer.err().map(|why| why.to_string())
+    }
+
+    async fn originated(&self) -> Option<Vec<IpNet>> {
+        match &self.bgp {
+            Some(bgp) => Some(bgp.originated().await),
+            None => None,
+        }
+    }
+
+    async fn claims(&self) -> Vec<ForeignClaim> {
+        match &self.bgp {
+            Some(bgp) => bgp.claims().await,
+            None => Vec::new(),
+        }
+    }
+
+    async fn advertised(&self, peer: &str, prefix: IpNet) -> Result<(), NotAdvertised> {
+        match &self.bgp {
+            Some(bgp) => bgp.advertised(peer, prefix).await.map(drop),
+            None => Ok(()),
+        }
+    }
+
+    async fn look(&self, query: Query) -> Result<Result<Snapshot, OpError>, Error> {
+        self.dataplane.look(query).await.map_err(unavailable)
     }
 
     async fn dataplane(&self) -> Result<Status, Error> {

@@ -54,6 +54,12 @@ impl NodeService for Node {
             routes_installed: render::count(dataplane.learned_installed),
             drain_state: drain_state(node.drain).into(),
             withdrawn_at: withdrawn_at(node.drain),
+            duplicate_claims: node
+                .duplicate_claims
+                .iter()
+                .map(render::duplicate_claim)
+                .collect(),
+            recovery: Some(render::recovery(&node.recovery)),
             dataplane: Some(v1::Dataplane {
                 objects: render::count(dataplane.objects),
                 pending: render::count(dataplane.pending),

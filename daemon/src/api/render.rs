@@ -12,9 +12,12 @@ use super::access;
 
 use crate::node::{
     attachment::Attachment,
+    audit::AddressUse,
+    check,
+    claims::DuplicateClaim,
     spec::{InterfaceName, NamespaceName},
     view::{
-        BlockState, BlockView, Closed, PoolView, WatchChange, WatchEvent, WorkloadState,
+        BlockState, BlockView, Closed, PoolView, Recovery, WatchChange, WatchEvent, WorkloadState,
         WorkloadView,
     },
 };
@@ -206,4 +209,63 @@ pub fn block(view: &BlockView) -> v1::Block {
 /// A length as the messages carry it.
 pub fn count(length: usize) -> u64 {
     u64::try_from(length).unwrap_or(u64::MAX)
+}
+
+pub fn address_use(usage: &AddressUse) -> v1::AddressUse {
+    v1::AddressUse {
+        address: usage.address.to_string(),
+        pool: usage.pool.clone(),
+        block: usage.block.to_string(),
+        workload: usage.workload.to_string(),
+        generation: usage.generation,
+        free_at: usage.free_at.map(timestamp),
+    }
+}
+
+pub fn problem(problem: &check::Problem) -> v1::Problem {
+    use v1::problem::Kind;
+    let kind = match problem.kind {
+        check::Kind::Record => Kind::Record,
+        check::Kind::AddressTwice => Kind::AddressTwice,
+        check::Kind::Block => Kind::Block,
+        check::Kind::Count => Kind::Count,
+        check::Kind::Kernel => Kind::Kernel,
+        check::Kind::Leak => Kind::Leak,
+        check::Kind::Bgp => Kind::Bgp,
+        check::Kind::DuplicateClaim => Kind::DuplicateClaim,
+    };
+    v1::Problem {
+        kind: kind.into(),
+        subject: problem.subject.clone(),
+        text: problem.text.clone(),
+    }
+}
+
+pub fn recovery(recovery: &Recovery) -> v1::Recovery {
+    let removed = |count: Option<u64>| match count {
+        Some(count) => i64::try_from(count).unwrap_or(i64::MAX),
+        None => -1,
+    };
+    v1::Recovery {
+        workloads: recovery.workloads,
+        blocks: recovery.blocks,
+        cooling: recovery.cooling,
+        notices: recovery.notices.clone(),
+        removed_blackholes: removed(recovery.removed_blackholes),
+        removed_workload_objects: removed(recovery.removed_workload_objects),
+        removed_learned_routes: removed(recovery.removed_learned_routes),
+    }
+}
+
+pub fn duplicate_claim(duplicate: &DuplicateClaim) -> v1::DuplicateClaim {
+    let claim = &duplicate.claim;
+    v1::DuplicateClaim {
+        block: claim.block.to_string(),
+        prefix: claim.prefix.to_string(),
+        peer: claim.peer.clone(),
+        originator: text(claim.originator),
+        origin_asn: claim.origin_as.map_or(0, |asn| asn.0),
+        since: Some(timestamp(duplicate.since)),
+        yields: duplicate.yields,
+    }
 }

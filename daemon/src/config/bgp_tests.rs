@@ -27,6 +27,7 @@ fn originated_prefixes_are_read_with_their_attributes() {
         communities: vec![1 << 16 | 2],
         large_communities: vec![[1, 2, 3]],
         owns_inside: false,
+        local_pref: None,
     };
     assert_eq!(
         originate,

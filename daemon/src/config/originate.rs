@@ -37,6 +37,7 @@ pub(super) fn read(
                 .unwrap_or_default(),
             // The blocks of other nodes may lie inside.
             owns_inside: false,
+            local_pref: None,
         };
         if let Some(Found { value, span }) = prefix {
             match check(value, pools, &originate) {

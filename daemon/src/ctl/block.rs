@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use agentd_proto::v1::{
-    BlockState, ListBlocksRequest, ListPoolsRequest, Pool, PoolState, SetPoolStateRequest,
+    BlockState, ListBlocksRequest, ListPoolsRequest, Pool, PoolState, ReleaseBlockRequest,
+    SetPoolStateRequest,
 };
 use clap::Subcommand;
 use tonic::Status;
@@ -24,6 +25,11 @@ pub enum BlockCommand {
         /// Only those of this pool
         #[arg(long, value_name = "NAME")]
         pool: Option<String>,
+    },
+    /// Give an empty block back: withdraw it, and forget it
+    Release {
+        #[arg(value_name = "CIDR")]
+        cidr: String,
     },
 }
 
@@ -51,7 +57,17 @@ pub async fn run_block(
     client: &Client,
     out: &mut Output,
 ) -> Result<(), Error> {
-    let BlockCommand::List { pool } = command;
+    let pool = match command {
+        BlockCommand::List { pool } => pool,
+        BlockCommand::Release { cidr } => {
+            let request = ReleaseBlockRequest { cidr: cidr.clone() };
+            let response = client.ipam().release_block(request).await?.into_inner();
+            return match out.is_json() {
+                true => out.json("ReleaseBlockResponse", &response),
+                false => out.line(format!("block {cidr} is released")),
+            };
+        }
+    };
     let request = ListBlocksRequest {
         pool: pool.unwrap_or_default(),
     };

@@ -10,6 +10,7 @@ mod block;
 mod client;
 mod drain;
 mod explain;
+mod ipam;
 mod output;
 mod peer;
 mod peer_show;
@@ -76,9 +77,12 @@ enum Command {
     /// Add, delete and look at workloads
     #[command(subcommand)]
     Workload(workload::Command),
-    /// Look at the address blocks this node holds
+    /// Look at the address blocks this node holds, and give them back
     #[command(subcommand)]
     Block(block::BlockCommand),
+    /// Check that records, kernel and BGP agree; show who has which address
+    #[command(subcommand)]
+    Ipam(ipam::Command),
     /// Look at the address pools
     #[command(subcommand)]
     Pool(block::PoolCommand),
@@ -121,6 +125,7 @@ async fn execute(cli: Cli) -> Result<ExitCode, Error> {
         Command::Undrain => drain::undrain(&client, &mut out).await?,
         Command::Workload(command) => workload::run(command, &client, &mut out).await?,
         Command::Block(command) => block::run_block(command, &client, &mut out).await?,
+        Command::Ipam(command) => return ipam::run(command, &client, &mut out).await,
         Command::Pool(command) => block::run_pool(command, &client, &mut out).await?,
         Command::Peer(command) => peer::run(command, &client, &mut out).await?,
         Command::Reload => peer::reload(&client, &mut out).await?,

@@ -1,6 +1,6 @@
 //! `agentctl status`.
 
-use agentd_proto::v1::{Dataplane, GetStatusRequest, Tunnel};
+use agentd_proto::v1::{Dataplane, DuplicateClaim, GetStatusRequest, Recovery, Tunnel};
 
 use super::{
     client::{Client, Error},
@@ -41,8 +41,11 @@ pub async fn run(client: &Client, out: &mut Output) -> Result<(), Error> {
         kernel.push_str("\nconflict: ");
         kernel.push_str(conflict);
     }
+    let recovery = status.recovery.as_ref().map(recovered).unwrap_or_default();
     let tunnels: Vec<String> = dataplane.tunnels.iter().map(tunnel).collect();
+    let warnings: Vec<String> = status.duplicate_claims.iter().map(warning).collect();
     out.fields(&[
+        ("WARNING", warnings.join("\n")),
         ("Node", status.name),
         ("Version", status.version),
         ("Started", time::moment(status.started_at.as_ref())),
@@ -70,6 +73,7 @@ pub async fn run(client: &Client, out: &mut Output) -> Result<(), Error> {
         ),
         ("Tunnels", tunnels.join("\n")),
         ("Kernel", kernel),
+        ("At the start", recovery),
         (
             "Kernel writes",
             format!("{} ({})", dataplane.writes, repairs(&dataplane)),
@@ -101,4 +105,43 @@ fn tunnel(tunnel: &Tunnel) -> String {
         (false, _, failure) => failure.to_owned(),
     };
     format!("{}: {state}", tunnel.name)
+}
+
+/// What the start has found and put right; empty when there was nothing.
+fn recovered(recovery: &Recovery) -> String {
+    let removed: Vec<String> = [
+        (recovery.removed_blackholes, "blackhole routes"),
+        (recovery.removed_workload_objects, "objects of workloads"),
+        (recovery.removed_learned_routes, "learned routes"),
+    ]
+    .into_iter()
+    .filter(|(count, _)| *count > 0)
+    .map(|(count, what)| format!("{count} {what}"))
+    .collect();
+    let mut lines = Vec::new();
+    if !removed.is_empty() {
+        lines.push(format!(
+            "removed from the kernel, of nobody: {}",
+            removed.join(", ")
+        ));
+    }
+    lines.extend(recovery.notices.iter().cloned());
+    lines.join("\n")
+}
+
+/// A block that two nodes hold.
+fn warning(duplicate: &DuplicateClaim) -> String {
+    let by = match (duplicate.originator.as_str(), duplicate.origin_asn) {
+        ("", 0) => "another BGP speaker".to_owned(),
+        ("", asn) => format!("AS {asn}"),
+        (originator, _) => format!("the BGP speaker {originator}"),
+    };
+    let then = match duplicate.yields {
+        true => "the block is unused here and is given up",
+        false => "it is in use here and kept; new workloads get no addresses of it",
+    };
+    format!(
+        "block {} is announced by {by}, too ({}, from peer {}): {then}",
+        duplicate.block, duplicate.prefix, duplicate.peer
+    )
 }

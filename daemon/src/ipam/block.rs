@@ -56,6 +56,8 @@ pub(super) struct Block {
     /// Since when it holds neither a workload nor a cooling address, and how often that was seen.
     pub(super) empty_since: Option<Instant>,
     pub(super) observations: u32,
+    /// Somebody else announces it, too.
+    pub(super) contested: bool,
     pub(super) used: u32,
     pub(super) cooling: u32,
     pub(super) reserved: u32,
@@ -84,6 +86,7 @@ impl Block {
             claimed_at,
             empty_since: None,
             observations: 0,
+            contested: false,
             used: 0,
             cooling: 0,
             reserved: 0,

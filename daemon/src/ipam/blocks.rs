@@ -33,6 +33,7 @@ impl Ipam {
     /// Tries failed claims again, and looks for blocks to give back.
     pub fn handle_timeout(&mut self, now: Now) {
         self.expire(now);
+        self.forget_yielded(now.instant);
         let (due, later) = std::mem::take(&mut self.retries)
             .into_iter()
             .partition(|(at, ..)| *at <= now.instant);
@@ -136,7 +137,7 @@ impl Ipam {
     }
 
     /// Pool and first address of a held block.
-    fn block_place(&self, cidr: IpNet) -> Option<(usize, u128)> {
+    pub(super) fn block_place(&self, cidr: IpNet) -> Option<(usize, u128)> {
         let (index, base) = self.place(cidr.network())?;
         let block = self.pools[index].block(base)?;
         (block.cidr == cidr).then_some((index, base))

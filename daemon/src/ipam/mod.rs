@@ -45,14 +45,17 @@
 
 mod address;
 mod allocate;
+mod audit;
 mod block;
 mod blocks;
 mod choose;
+mod claims;
 mod cooling;
 mod error;
 mod live;
 mod pool;
 mod recover;
+mod release;
 mod view;
 
 #[cfg(test)]
@@ -67,6 +70,7 @@ use std::{
 use ipnet::IpNet;
 
 pub use allocate::{Allocation, Release};
+pub use audit::{Audit, AuditedBlock, CoolingAddress};
 pub use error::{Closed, Error, Exhausted};
 pub use live::Stranded;
 pub use recover::Notice;

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    time::SystemTime,
+    time::{Instant, SystemTime},
 };
 
 use ipnet::IpNet;
@@ -43,6 +43,10 @@ pub(super) struct Pool {
     /// Blocks with a free address that are not being given back, oldest first: `(order, base)`.
     with_free: BTreeSet<(u64, u128)>,
     next_order: u64,
+    /// What others announce inside the claim ranges: blocks, or parts of them.
+    foreign: BTreeSet<IpNet>,
+    /// Given up because others announce them; until when they are not claimed again.
+    pub(super) yielded: Vec<(Instant, IpNet)>,
     pub(super) totals: Totals,
 }
 
@@ -91,6 +95,8 @@ impl Pool {
             blocks: BTreeMap::new(),
             with_free: BTreeSet::new(),
             next_order: 0,
+            foreign: BTreeSet::new(),
+            yielded: Vec::new(),
             totals: Totals::default(),
         }
     }
@@ -229,7 +235,7 @@ impl Pool {
         let result = change(block);
         self.totals.add(block);
         let entry = (block.order, base);
-        if block.free() > 0 && block.state != BlockState::Releasing {
+        if block.free() > 0 && block.state != BlockState::Releasing && !block.contested {
             self.with_free.insert(entry);
         } else {
             self.with_free.remove(&entry);
@@ -261,6 +267,47 @@ impl Pool {
         for range in &mut self.claim {
             if range.cidr.contains(&block.cidr) {
                 range.hint = range.hint.min(base);
+            }
+        }
+    }
+
+    /// Others announce this block, or a part of it, or did so a moment ago.
+    fn is_foreign(&self, block: &IpNet) -> bool {
+        let first = self.foreign.range(block..).next();
+        first.is_some_and(|prefix| block.contains(prefix))
+            || self.yielded.iter().any(|(_, known)| known == block)
+    }
+
+    /// A prefix is announced by somebody else, or no longer. What is larger than a block says
+    /// nothing about who holds the blocks in it.
+    pub(super) fn note_foreign(&mut self, prefix: IpNet, announced: bool) {
+        let inside = self.claim.iter().any(|range| range.cidr.contains(&prefix));
+        if !inside || prefix.prefix_len() < self.block_size {
+            return;
+        }
+        if announced {
+            self.foreign.insert(prefix);
+        } else if self.foreign.remove(&prefix) {
+            self.look_again(&prefix);
+        }
+    }
+
+    pub(super) fn forget_yielded(&mut self, now: Instant) {
+        let (over, left) = std::mem::take(&mut self.yielded)
+            .into_iter()
+            .partition(|(until, _)| *until <= now);
+        self.yielded = left;
+        for (_, cidr) in over {
+            self.look_again(&cidr);
+        }
+    }
+
+    /// What was unclaimable may be claimable by now.
+    fn look_again(&mut self, prefix: &IpNet) {
+        let base = address::bounds(&self.block_at(address::bounds(prefix).0)).0;
+        for range in &mut self.claim {
+            if range.cidr.contains(prefix) {
+                range.hint = range.hint.min(base.max(address::bounds(&range.cidr).0));
             }
         }
     }
@@ -319,6 +366,9 @@ impl Pool {
             if held_last >= first {
                 return Some(held_last.max(last));
             }
+        }
+        if self.is_foreign(candidate) {
+            return Some(last);
         }
         // One reserved prefix may cover more blocks than could ever be counted: jump over it.
         let reserved = &self.unused.reserved;
@@ -389,6 +439,7 @@ impl Totals {
     fn free_of(block: &Block) -> u64 {
         match block.state {
             BlockState::Releasing => 0,
+            _ if block.contested => 0,
             BlockState::Claimed | BlockState::Active => u64::from(block.free()),
         }
     }

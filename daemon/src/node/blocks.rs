@@ -1,9 +1,14 @@
 //! What becomes of a block: transitions of [`Stage`], and what peers have it.
 
+use std::collections::BTreeMap;
+
+use bgp::rib::RouteChange;
 use dataplane::desired::{Failure, Object, ObjectId};
 use ipnet::IpNet;
 
-use super::{Block, Error, Node, Output, Pending, Phase, RETRY, Stage, Workload, WorkloadId};
+use super::{
+    Block, Caller, Error, Node, Output, Pending, Phase, RETRY, Reply, Stage, Workload, WorkloadId,
+};
 use crate::{
     ipam::{Action, Now},
     store::record::Record,
@@ -164,12 +169,50 @@ impl Node {
         match result {
             Ok(()) => {
                 self.blocks.remove(&cidr);
+                self.claims.forget(&cidr);
+                let (inside, others) = std::mem::take(&mut self.held_back)
+                    .into_iter()
+                    .partition(|(prefix, _)| cidr.contains(prefix));
+                self.held_back = others;
+                let inside: BTreeMap<IpNet, RouteChange> = inside;
+                let routes = inside.into_values().collect();
+                self.handle_routes(routes);
                 self.ipam.block_released(cidr);
+                self.answer_releasers(cidr, Ok(()));
             }
-            Err(_) => self
-                .retries
-                .push((now.instant + RETRY, Pending::DropBlock(cidr))),
+            Err(text) => {
+                self.retries
+                    .push((now.instant + RETRY, Pending::DropBlock(cidr)));
+                self.answer_releasers(cidr, Err(Error::Store(text)));
+            }
         }
+    }
+
+    /// An operator gives an empty block back.
+    pub fn handle_release_block(&mut self, now: Now, caller: Caller, cidr: IpNet) {
+        match self.ipam.release_block(now, cidr) {
+            Ok(()) => {
+                self.releasers.entry(cidr).or_default().push(caller);
+                self.follow_blocks();
+            }
+            Err(refused) => {
+                let error = refused.into_error(cidr);
+                self.reply_released(caller, Err(error));
+            }
+        }
+    }
+
+    fn answer_releasers(&mut self, cidr: IpNet, result: Result<(), Error>) {
+        for caller in self.releasers.remove(&cidr).unwrap_or_default() {
+            self.reply_released(caller, result.clone());
+        }
+    }
+
+    fn reply_released(&mut self, caller: Caller, result: Result<(), Error>) {
+        self.outputs.push_back(Output::Reply {
+            caller,
+            reply: Reply::BlockReleased(result),
+        });
     }
 
     /// The allocator holds the block.
@@ -243,6 +286,12 @@ impl Node {
             self.originations_synced = true;
             self.outputs.push_back(Output::OriginationsSynced);
         }
+    }
+
+    /// The speaker originates the block.
+    pub(super) fn is_announced(&self, cidr: &IpNet) -> bool {
+        let block = self.blocks.get(cidr);
+        block.is_some_and(|block| block.stage == Stage::Active && !block.local)
     }
 
     /// The prefix is an own block or lies in one. Own blocks do not overlap, so only the last one

@@ -94,6 +94,8 @@ pub enum Error {
     /// The text names the block.
     #[error("{text}")]
     BlockNotReady { block: IpNet, text: String },
+    #[error("this node holds no block {0}; `agentctl block list` lists those it holds")]
+    BlockNotFound(IpNet),
     #[error("the state could not be stored: {0}")]
     Store(String),
     #[error("workload {0} was deleted while it was being added")]

@@ -12,10 +12,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
     Drain, Error, WaitFor, WorkloadId, WorkloadSpec,
+    audit::{AddressUse, NodeAudit},
     spec::Owner,
     sync::{SyncEvent, SyncId, SyncSummary},
     view::{
@@ -23,7 +25,10 @@ use super::{
         WorkloadView,
     },
 };
-use crate::config;
+use crate::{
+    config,
+    store::{PersistError, Recovered, SubmitError},
+};
 
 /// Requests that may wait for the node's task; more are refused with [`Error::Busy`].
 pub const REQUEST_QUEUE: usize = 1024;
@@ -41,6 +46,9 @@ pub struct Added {
 }
 
 type Reply<T> = oneshot::Sender<T>;
+
+/// Everything on disk, read by the store's thread.
+pub type Records = Result<oneshot::Receiver<Result<Recovered, PersistError>>, SubmitError>;
 
 /// What the node's task is asked.
 #[derive(Debug)]
@@ -64,6 +72,9 @@ pub enum Request {
     Blocks(Reply<Vec<BlockView>>),
     Address(IpAddr, Reply<AddressView>),
     Status(Reply<NodeStatus>),
+    ReleaseBlock(IpNet, Reply<Result<(), Error>>),
+    AddressUses(Reply<Vec<AddressUse>>),
+    Audit(Reply<(NodeAudit, Records)>),
     Drain(Duration, Reply<Result<Drain, Error>>),
     Undrain(Reply<Result<Drain, Error>>),
     /// Other pools and settings, as a whole or not at all.
@@ -371,6 +382,31 @@ impl NodeHandle {
 
     pub async fn status(&self) -> Result<NodeStatus, Error> {
         self.ask(Request::Status).await
+    }
+
+    /// Gives an empty block back; returns when nothing is left of it.
+    pub async fn release_block(&self, cidr: IpNet) -> Result<(), Error> {
+        self.ask(|reply| Request::ReleaseBlock(cidr, reply)).await?
+    }
+
+    /// In address order.
+    pub async fn address_uses(&self) -> Result<Vec<AddressUse>, Error> {
+        self.ask(Request::AddressUses).await
+    }
+
+    /// What the node believes, and what is on disk.
+    pub async fn audit(&self) -> Result<(NodeAudit, Recovered), Error> {
+        let (audit, records) = self.ask(Request::Audit).await?;
+        let unavailable = |text: String| Error::Unavailable {
+            part: "store",
+            text,
+        };
+        let records = records
+            .map_err(|error| unavailable(error.to_string()))?
+            .await
+            .map_err(|_| Error::Stopping)?
+            .map_err(|error| unavailable(error.to_string()))?;
+        Ok((audit, records))
     }
 
     /// Returns when it is durable and the speaker is told; everything is withdrawn after the

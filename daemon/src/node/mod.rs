@@ -44,7 +44,10 @@
 
 pub mod access;
 pub mod attachment;
+pub mod audit;
 mod blocks;
+pub mod check;
+pub mod claims;
 mod commands;
 pub mod drain;
 pub mod error;
@@ -81,7 +84,7 @@ use crate::{
 };
 use handle::Added;
 use sync::{SyncEvent, SyncId, Syncs};
-use view::{AssignedAddress, PoolOverride, PoolUsers, WatchEvent};
+use view::{AssignedAddress, PoolOverride, PoolUsers, Recovery, WatchEvent};
 
 /// Until the store is asked again to delete a record.
 const RETRY: Duration = Duration::from_secs(2);
@@ -118,6 +121,8 @@ pub enum Reply {
     Drain(Result<Drain, Error>),
     /// To a change of the state of a pool.
     Pool(Result<Box<PoolUsers>, Error>),
+    /// The block is given back.
+    BlockReleased(Result<(), Error>),
 }
 
 /// What the caller of the core has to do, in this order.
@@ -134,6 +139,8 @@ pub enum Output {
     Synced(Source),
     /// Tell the speaker; answer with [`Node::handle_originated`].
     Originate(IpNet),
+    /// Tell the speaker: the block is announced with a higher LOCAL_PREF from now on.
+    Prefer(IpNet),
     /// Tell the speaker; answer with [`Node::handle_withdrawn`].
     Withdraw(IpNet),
     /// Tell the speaker.
@@ -151,6 +158,8 @@ pub enum Output {
     },
     /// Tell every watcher.
     Publish(Arc<WatchEvent>),
+    /// Tell the operator.
+    Claim(claims::ClaimEvent),
 }
 
 /// Who waits for an add, and for what.
@@ -312,6 +321,15 @@ pub struct Node {
     ready: bool,
     /// Learned routes go to the kernel.
     install_routes: bool,
+    /// All of them are known.
+    routes_synced: bool,
+    claims: claims::Claims,
+    /// What the start found and put right.
+    recovery: Recovery,
+    /// Learned routes of own blocks that are being given back.
+    held_back: BTreeMap<IpNet, RouteChange>,
+    /// Who waits for a block to be given back.
+    releasers: BTreeMap<IpNet, Vec<Caller>>,
     drain: Drain,
     consumers: Option<Consumers>,
     release_unnamed_after: Duration,
@@ -353,6 +371,11 @@ impl Node {
             swept_workloads: false,
             ready: false,
             install_routes: true,
+            routes_synced: false,
+            held_back: BTreeMap::new(),
+            releasers: BTreeMap::new(),
+            claims: Default::default(),
+            recovery: Recovery::of(&recovered, &notices),
             drain: Drain::Off,
             consumers: None,
             release_unnamed_after: settings.release_unnamed_after,
@@ -424,6 +447,7 @@ impl Node {
         let release = self.syncs.deadline();
         [
             retry,
+            self.claims.poll_timeout(),
             self.ipam.poll_timeout(),
             self.drain_deadline(),
             release,
@@ -434,6 +458,7 @@ impl Node {
     }
 
     pub fn handle_timeout(&mut self, now: Now) {
+        self.claims_timeout(now);
         self.drain_timeout(now);
         self.sync_timeout(now);
         self.ipam.handle_timeout(now);
@@ -497,11 +522,14 @@ impl Node {
     pub fn handle_dataplane(&mut self, now: Now, event: Event) {
         match event {
             Event::Started => self.started = true,
-            Event::Swept { source, .. } => match source {
-                Source::Block => self.swept_blocks = true,
-                Source::Workload => self.swept_workloads = true,
-                Source::Bgp | Source::Tunnel => {}
-            },
+            Event::Swept { source, deleted } => {
+                self.recovery.swept(source, deleted);
+                match source {
+                    Source::Block => self.swept_blocks = true,
+                    Source::Workload => self.swept_workloads = true,
+                    Source::Bgp | Source::Tunnel => {}
+                }
+            }
             Event::Programmed { id, detail } => match id {
                 ObjectId::Workload(id) => self.workload_programmed(&id, detail),
                 ObjectId::Blackhole(cidr) => self.blackhole_programmed(cidr),
@@ -545,14 +573,25 @@ impl Node {
 
     /// The best routes changed. Own blocks are never learned, whoever announces them.
     pub fn handle_routes(&mut self, changes: Vec<RouteChange>) {
+        for change in &changes {
+            self.ipam
+                .note_foreign(change.prefix, !change.next_hops.is_empty());
+        }
         if !self.install_routes {
             return;
         }
         let mut set = Vec::with_capacity(changes.len());
         let mut remove = Vec::new();
         for change in changes {
-            if change.next_hops.is_empty() || self.is_own(&change.prefix) {
+            self.held_back.remove(&change.prefix);
+            if change.next_hops.is_empty() {
                 remove.push(ObjectId::Route(change.prefix));
+                continue;
+            }
+            if self.is_own(&change.prefix) {
+                // The block is on its way out: the route is wanted when it is gone.
+                remove.push(ObjectId::Route(change.prefix));
+                self.held_back.insert(change.prefix, change);
                 continue;
             }
             // RFC 7999: without next hops it is dropped.
@@ -576,6 +615,7 @@ impl Node {
 
     /// Every peer has sent its whole table, or had time enough.
     pub fn handle_first_sync(&mut self) {
+        self.routes_synced = true;
         self.outputs.push_back(Output::Synced(Source::Bgp));
     }
 

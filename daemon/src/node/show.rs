@@ -97,6 +97,8 @@ impl Node {
             blocks: count(self.ipam.block_count()),
             blocks_active: count(active),
             drain: self.drain,
+            recovery: self.recovery.clone(),
+            duplicate_claims: self.duplicate_claims().to_vec(),
         }
     }
 

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod attachments;
+mod check;
+mod claims;
 mod drain;
 mod pools;
 mod sync;

@@ -2,10 +2,12 @@
 
 use std::{net::IpAddr, sync::Arc, time::SystemTime};
 
+use dataplane::desired::Source;
 use ipnet::IpNet;
 
-use super::{Drain, WorkloadId, WorkloadSpec};
+use super::{Drain, WorkloadId, WorkloadSpec, claims::DuplicateClaim};
 pub use crate::ipam::Closed;
+use crate::{ipam::Notice, store::Recovered};
 
 /// How far a workload has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,6 +148,48 @@ pub struct NodeStatus {
     pub blocks: u64,
     pub blocks_active: u64,
     pub drain: Drain,
+    pub recovery: Recovery,
+    pub duplicate_claims: Vec<DuplicateClaim>,
+}
+
+/// How the store and the kernel were brought together at the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// Read from the store.
+    pub workloads: u64,
+    pub blocks: u64,
+    pub cooling: u64,
+    /// What of it did not fit, and what was done, for a person.
+    pub notices: Vec<String>,
+    /// Objects with our marks that no record wants, removed from the kernel; `None`: not yet.
+    pub removed_blackholes: Option<u64>,
+    pub removed_workload_objects: Option<u64>,
+    pub removed_learned_routes: Option<u64>,
+}
+
+impl Recovery {
+    pub(super) fn of(recovered: &Recovered, notices: &[Notice]) -> Self {
+        let count = |length: usize| u64::try_from(length).unwrap_or(u64::MAX);
+        Self {
+            workloads: count(recovered.workloads.len()),
+            blocks: count(recovered.blocks.len()),
+            cooling: count(recovered.cooling.len()),
+            notices: notices.iter().map(ToString::to_string).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// The dataplane has removed what is stale of that source.
+    pub(super) fn swept(&mut self, source: Source, deleted: usize) {
+        let removed = match source {
+            Source::Block => &mut self.removed_blackholes,
+            Source::Workload => &mut self.removed_workload_objects,
+            Source::Bgp => &mut self.removed_learned_routes,
+            Source::Tunnel => return,
+        };
+        let deleted = u64::try_from(deleted).unwrap_or(u64::MAX);
+        *removed = Some(removed.unwrap_or(0).saturating_add(deleted));
+    }
 }
 
 /// What the node knows about an address.

@@ -3,7 +3,10 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use bgp::speaker::status::{PeerState, RouteQuery, RouteTable};
+use bgp::{
+    rib::LocalRoute,
+    speaker::status::{PeerState, RouteQuery, RouteTable},
+};
 use ipnet::IpNet;
 use tokio::sync::{mpsc, watch};
 
@@ -12,6 +15,9 @@ use super::{
     task::Ack,
 };
 use crate::api::network::Network;
+
+/// LOCAL_PREF of a block that is in use and that another node announces, too. Others have 100.
+const PREFERRED: u32 = 200;
 
 pub(super) async fn to_dataplane(
     dataplane: dataplane::runtime::Handle,
@@ -47,6 +53,14 @@ pub(super) async fn to_speaker(
             ToSpeaker::Withdraw(blocks) => {
                 speaker.withdraw(blocks.clone()).await;
                 Ack::Withdrawn(blocks)
+            }
+            ToSpeaker::Prefer(block) => {
+                let preferred = LocalRoute {
+                    local_pref: Some(PREFERRED),
+                    ..LocalRoute::default()
+                };
+                speaker.originate_routes(vec![(block, preferred)]).await;
+                continue;
             }
             ToSpeaker::OriginationsSynced => {
                 speaker.originations_synced().await;

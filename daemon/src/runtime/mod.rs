@@ -188,6 +188,9 @@ pub async fn run(mut config: Config, text: String) -> Result<(), StartError> {
     let (mut node, notices) =
         Node::recover(now, &config.pools, &config.bridges, &config.ipam, recovered);
     node.set_own_addresses(underlay);
+    if let (Some(bgp), Some(router_id)) = (&config.bgp, identity.router_id) {
+        node.set_bgp_identity(router_id, bgp.asn);
+    }
     if config.bgp.as_ref().is_some_and(|bgp| !bgp.install_routes) {
         node.leave_routes_out();
     }

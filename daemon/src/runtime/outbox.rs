@@ -118,6 +118,8 @@ impl Merge for ToDataplane {
 pub(super) enum ToSpeaker {
     Originate(Vec<IpNet>),
     Withdraw(Vec<IpNet>),
+    /// Originated already; to be preferred from now on.
+    Prefer(IpNet),
     OriginationsSynced,
     Drain(bgp::rib::Drain),
     NextHops(Vec<(bgp::attributes::Via, NextHopState)>),

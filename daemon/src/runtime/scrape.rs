@@ -10,7 +10,7 @@ use crate::{
     telemetry::{
         metrics::{
             KindLabel, Metrics, PeerDirection, PeerFaults, PeerLabel, PeerMessages, PeerPrefixes,
-            PoolLabel, RangeLabel, RangePeers, ReasonLabel, ResultLabel, StateLabel,
+            PoolLabel, RangeLabel, RangePeers, ReasonLabel, RemovedKind, ResultLabel, StateLabel,
         },
         serve,
     },
@@ -45,6 +45,22 @@ impl serve::Refresh for Scrape {
             };
             set("active", status.blocks_active);
             set("inactive", inactive);
+        }
+        if let Ok(status) = node.status().await {
+            let recovery = status.recovery;
+            metrics
+                .recovery_notices
+                .set(i64::try_from(recovery.notices.len()).unwrap_or(i64::MAX));
+            for (kind, removed) in [
+                ("blackhole", recovery.removed_blackholes),
+                ("workload", recovery.removed_workload_objects),
+                ("learned", recovery.removed_learned_routes),
+            ] {
+                metrics
+                    .recovery_removed
+                    .get_or_create(&RemovedKind { kind })
+                    .set(gauge(removed.unwrap_or(0)));
+            }
         }
         for pool in node.pools().await.unwrap_or_default() {
             let label = PoolLabel { pool: pool.name };

@@ -33,6 +33,7 @@ use crate::{
     ipam::Now,
     node::{
         Caller, Drain, Error, Node, Output, Reply, Token,
+        claims::ClaimEvent,
         handle::{Added, IN_FLIGHT, Request, SyncRequest, WATCH_QUEUE, Watcher},
         sync::{SyncEvent, SyncId},
         view::PoolUsers,
@@ -62,6 +63,7 @@ enum Waiter {
     Delete(oneshot::Sender<Result<bool, Error>>),
     Drain(oneshot::Sender<Result<Drain, Error>>),
     Pool(oneshot::Sender<Result<PoolUsers, Error>>),
+    Release(oneshot::Sender<Result<(), Error>>),
 }
 
 impl Waiter {
@@ -71,6 +73,7 @@ impl Waiter {
             Waiter::Delete(reply) => reply.is_closed(),
             Waiter::Drain(reply) => reply.is_closed(),
             Waiter::Pool(reply) => reply.is_closed(),
+            Waiter::Release(reply) => reply.is_closed(),
         }
     }
 }
@@ -256,6 +259,11 @@ impl Task {
                     Some(outbox) => outbox.put(ToSpeaker::Originate(vec![cidr])),
                     None => self.node.handle_originated(Now::read(), cidr),
                 },
+                Output::Prefer(cidr) => {
+                    if let Some(outbox) = &mut self.to_speaker {
+                        outbox.put(ToSpeaker::Prefer(cidr));
+                    }
+                }
                 Output::Withdraw(cidr) => match &mut self.to_speaker {
                     Some(outbox) => outbox.put(ToSpeaker::Withdraw(vec![cidr])),
                     None => self.node.handle_withdrawn(cidr),
@@ -285,9 +293,13 @@ impl Task {
                     (Some(Waiter::Pool(sender)), Reply::Pool(result)) => {
                         let _ = sender.send(result.map(|users| *users));
                     }
+                    (Some(Waiter::Release(sender)), Reply::BlockReleased(result)) => {
+                        let _ = sender.send(result);
+                    }
                     _ => {}
                 },
                 Output::Sync { id, event } => self.tell_sync(id, event),
+                Output::Claim(event) => self.claim(&event),
                 Output::Publish(event) => self.watchers.retain(|watcher| watcher.send(&event)),
             }
         }
@@ -301,6 +313,37 @@ impl Task {
         self.metrics
             .watchers
             .set(i64::try_from(self.watchers.len()).unwrap_or(i64::MAX));
+    }
+
+    fn claim(&self, event: &ClaimEvent) {
+        match event {
+            ClaimEvent::Began(duplicate) => {
+                let claim = &duplicate.claim;
+                let (block, prefix) = (&claim.block, &claim.prefix);
+                self.metrics.duplicate_claims_seen.inc();
+                tracing::error!(
+                    %block, %prefix, peer = claim.peer, originator = ?claim.originator,
+                    origin_as = ?claim.origin_as.map(|asn| asn.0), unused = duplicate.yields,
+                    "another BGP speaker announces a block of this node: two nodes hold it"
+                );
+            }
+            ClaimEvent::Yielded(block) => {
+                self.metrics.blocks_yielded.inc();
+                tracing::warn!(%block, "the block is unused and given up: another one announces it");
+            }
+            ClaimEvent::Ended(block) => {
+                tracing::info!(%block, "nobody else announces the block any more");
+            }
+        }
+        let blocks: HashSet<IpNet> = self
+            .node
+            .duplicate_claims()
+            .iter()
+            .map(|known| known.claim.block)
+            .collect();
+        self.metrics
+            .duplicate_claims
+            .set(i64::try_from(blocks.len()).unwrap_or(i64::MAX));
     }
 
     fn caller(&mut self, waiter: Waiter) -> Caller {
@@ -409,6 +452,23 @@ impl Task {
             }
             Request::Status(reply) => {
                 let _ = reply.send(self.node.status());
+            }
+            Request::ReleaseBlock(cidr, reply) => match refused {
+                Some(error) => {
+                    let _ = reply.send(Err(error));
+                }
+                None => {
+                    let caller = self.caller(Waiter::Release(reply));
+                    self.node.handle_release_block(now, caller, cidr);
+                }
+            },
+            Request::AddressUses(reply) => {
+                let _ = reply.send(self.node.address_uses(now));
+            }
+            Request::Audit(reply) => {
+                // What it has handed to the store already is to be in what is read.
+                self.deliver();
+                let _ = reply.send((self.node.audit(now), self.store.read()));
             }
         }
     }
@@ -556,7 +616,7 @@ impl Task {
                 }
                 self.ask_advertised();
             }
-            Update::Claims(_) => {}
+            Update::Claims(claims) => self.node.handle_claims(Now::read(), claims),
             Update::FirstSync => {
                 tracing::info!("every peer has sent its table, or had time enough");
                 self.node.handle_first_sync();

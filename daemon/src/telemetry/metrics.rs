@@ -42,6 +42,11 @@ pub const TABLE: &[Row] = &[
     ("agentd_blocks", "gauge", "", &["state"], "Blocks held by state: active, inactive"),
     ("agentd_pool_addresses_held", "gauge", "", &["pool"], "Addresses in the blocks held"),
     ("agentd_pool_addresses_used", "gauge", "", &["pool"], "Addresses that workloads use"),
+    ("agentd_duplicate_claims", "gauge", "", &[], "Blocks of this node that another BGP speaker announces, too"),
+    ("agentd_duplicate_claims_seen", "counter", "", &[], "Times another BGP speaker began to announce a block of this node"),
+    ("agentd_blocks_yielded", "counter", "", &[], "Unused blocks given up because another BGP speaker announces them"),
+    ("agentd_recovery_notices", "gauge", "", &[], "Stored records that did not fit together or the configuration at the start"),
+    ("agentd_recovery_removed", "gauge", "", &["kind"], "Objects with the agent's marks that no record wants, removed from the kernel after the start, by kind: blackhole, workload, learned"),
     ("agentd_store_records", "counter", "", &[], "Records handed to the store"),
     ("agentd_store_failures", "counter", "", &[], "Submissions that the store could not make durable"),
     ("agentd_watchers", "gauge", "", &[], "Open WatchWorkloads streams"),
@@ -69,6 +74,11 @@ pub const TABLE: &[Row] = &[
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct StateLabel {
     pub state: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct RemovedKind {
+    pub kind: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -164,6 +174,11 @@ pub struct Metrics {
     pub blocks: Family<StateLabel, Gauge>,
     pub pool_addresses_held: Family<PoolLabel, Gauge>,
     pub pool_addresses_used: Family<PoolLabel, Gauge>,
+    pub duplicate_claims: Gauge,
+    pub duplicate_claims_seen: Counter,
+    pub blocks_yielded: Counter,
+    pub recovery_notices: Gauge,
+    pub recovery_removed: Family<RemovedKind, Gauge>,
     pub store_records: Counter,
     pub store_failures: Counter,
     pub watchers: Gauge,
@@ -226,6 +241,11 @@ impl Metrics {
             blocks = "agentd_blocks",
             pool_addresses_held = "agentd_pool_addresses_held",
             pool_addresses_used = "agentd_pool_addresses_used",
+            duplicate_claims = "agentd_duplicate_claims",
+            duplicate_claims_seen = "agentd_duplicate_claims_seen",
+            blocks_yielded = "agentd_blocks_yielded",
+            recovery_notices = "agentd_recovery_notices",
+            recovery_removed = "agentd_recovery_removed",
             store_records = "agentd_store_records",
             store_failures = "agentd_store_failures",
             watchers = "agentd_watchers",
@@ -339,6 +359,8 @@ mod tests {
         }));
         let kind = KindLabel { kind: "route" };
         drop(metrics.dataplane_repairs.get_or_create(&kind));
+        let removed = RemovedKind { kind: "blackhole" };
+        drop(metrics.recovery_removed.get_or_create(&removed));
         let result = ResultLabel { result: "ok" };
         drop(metrics.filter_transactions.get_or_create(&result));
         let reason = ReasonLabel { reason: "redirect" };

@@ -173,6 +173,7 @@ async fn obliging(mut requests: mpsc::Receiver<Request>) {
     let mut drains = VecDeque::new();
     let mut syncs = HashMap::new();
     let mut pools_asked = VecDeque::new();
+    let mut releases = VecDeque::new();
     loop {
         let now = Now::read();
         while let Some(output) = node.poll_output() {
@@ -202,13 +203,23 @@ async fn obliging(mut requests: mpsc::Receiver<Request>) {
                 }
                 Output::Originate(cidr) => node.handle_originated(now, cidr),
                 Output::Withdraw(cidr) => node.handle_withdrawn(cidr),
-                Output::OriginationsSynced | Output::Drain(_) => {}
+                Output::OriginationsSynced
+                | Output::Drain(_)
+                | Output::Prefer(_)
+                | Output::Claim(_) => {}
                 Output::Publish(event) => watchers.retain(|watcher| watcher.send(&event)),
                 Output::Reply {
                     reply: Reply::Drain(result),
                     ..
                 } => {
                     let reply: oneshot::Sender<_> = drains.pop_front().unwrap();
+                    drop(reply.send(result));
+                }
+                Output::Reply {
+                    reply: Reply::BlockReleased(result),
+                    ..
+                } => {
+                    let reply: oneshot::Sender<_> = releases.pop_front().unwrap();
                     drop(reply.send(result));
                 }
                 Output::Reply {
@@ -312,6 +323,14 @@ async fn obliging(mut requests: mpsc::Receiver<Request>) {
             Request::Blocks(reply) => drop(reply.send(node.blocks(now))),
             Request::Address(address, reply) => drop(reply.send(node.address(now, address))),
             Request::Status(reply) => drop(reply.send(node.status())),
+            Request::ReleaseBlock(cidr, reply) => {
+                releases.push_back(reply);
+                node.handle_release_block(now, Caller(u64::MAX), cidr);
+            }
+            Request::AddressUses(reply) => drop(reply.send(node.address_uses(now))),
+            Request::Audit(reply) => {
+                drop(reply.send((node.audit(now), Err(crate::store::SubmitError::Stopped))));
+            }
         }
     }
 }
@@ -327,7 +346,9 @@ fn answer(caller: Caller, reply: Reply, adds: &mut Waiting<Added>, deletes: &mut
         Reply::Deleted(result) => {
             let _ = deletes[index].take().unwrap().send(result);
         }
-        Reply::Drain(_) | Reply::Pool(_) => unreachable!("answered in order"),
+        Reply::Drain(_) | Reply::Pool(_) | Reply::BlockReleased(_) => {
+            unreachable!("answered in order")
+        }
     }
 }
 

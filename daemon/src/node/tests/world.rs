@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant, UNIX_EPOCH},
 };
 
+use bgp::speaker::status::ForeignClaim;
 use dataplane::desired::{Detail, Event, Failure, FailureKind, Netns, Object, ObjectId, Source};
 use ipnet::IpNet;
 
@@ -17,6 +18,8 @@ use crate::{
     ipam::Now,
     node::{
         Caller, Drain, Error, Node, Output, Reply, Token, WaitFor, WorkloadId, WorkloadSpec,
+        check::{BgpSays, Sources, check},
+        claims::ClaimEvent,
         handle::Added,
         spec::{FixedAddresses, InterfaceName, Labels, NamespaceName},
         sync::{SyncEvent, SyncId},
@@ -141,6 +144,7 @@ pub(super) enum Asked {
     Delete(WorkloadId),
     Drain,
     Pool,
+    Release(IpNet),
 }
 
 pub(super) struct World {
@@ -157,6 +161,8 @@ pub(super) struct World {
     pub(super) originations_synced: bool,
     /// What the speaker was told last.
     pub(super) announces: bgp::rib::Drain,
+    pub(super) preferred: BTreeSet<IpNet>,
+    pub(super) claim_events: Vec<ClaimEvent>,
     next_caller: u64,
     open: BTreeMap<Caller, Asked>,
     /// Answers in their order.
@@ -214,6 +220,8 @@ impl World {
             originated: BTreeSet::new(),
             originations_synced: false,
             announces: bgp::rib::Drain::Off,
+            preferred: BTreeSet::new(),
+            claim_events: Vec::new(),
             next_caller: 0,
             open: BTreeMap::new(),
             answers: Vec::new(),
@@ -322,6 +330,26 @@ impl World {
             self.acknowledged.remove(&id);
         }
         self.node.handle_delete(self.now, caller, id, generation);
+        self.drain();
+        caller
+    }
+
+    /// Others announce these own blocks: each with the router id of who does.
+    pub(super) fn claims(&mut self, of: &[(&str, [u8; 4])]) {
+        let claims = of.iter().map(|(block, originator)| ForeignClaim {
+            block: net(block),
+            prefix: net(block),
+            peer: "rr".to_owned(),
+            originator: Some((*originator).into()),
+            origin_as: None,
+        });
+        self.node.handle_claims(self.now, claims.collect());
+        self.drain();
+    }
+
+    pub(super) fn release(&mut self, cidr: &str) -> Caller {
+        let caller = self.caller(Asked::Release(net(cidr)));
+        self.node.handle_release_block(self.now, caller, net(cidr));
         self.drain();
         caller
     }
@@ -540,6 +568,8 @@ impl World {
                 }
                 Output::Withdraw(cidr) => self.speaker_work.push_back(SpeakerWork::Withdraw(cidr)),
                 Output::Drain(drain) => self.announces = drain,
+                Output::Prefer(cidr) => drop(self.preferred.insert(cidr)),
+                Output::Claim(event) => self.claim_events.push(event),
                 Output::OriginationsSynced => {
                     assert!(!self.originations_synced, "synced twice");
                     self.originations_synced = true;
@@ -599,6 +629,12 @@ impl World {
                 );
             }
             (Asked::Drain, Reply::Drain(Err(_))) | (Asked::Pool, Reply::Pool(_)) => {}
+            (Asked::Release(cidr), Reply::BlockReleased(Ok(()))) => {
+                assert!(!self.disk.blocks.contains_key(cidr), "durably gone");
+                assert!(!self.originated.contains(cidr), "withdrawn");
+                assert!(!self.kernel.contains_key(&ObjectId::Blackhole(*cidr)));
+            }
+            (Asked::Release(_), Reply::BlockReleased(Err(_))) => {}
             (asked, reply) => panic!("{asked:?} answered by {reply:?}"),
         }
         self.answers.push((caller, reply));
@@ -669,6 +705,13 @@ impl World {
         assert_eq!(blackholes, of(self.desired.keys().collect(), Source::Block));
         assert!(self.originations_synced);
         assert!(self.node.is_ready(), "{:?}", self.node.status());
+        let report = check(&self.sources());
+        assert!(report.problems.is_empty(), "{:#?}", report.problems);
+        assert_eq!(report.workloads, views.len() as u64);
+    }
+
+    pub(super) fn wants(&self, object: &ObjectId) -> bool {
+        self.desired.contains_key(object)
     }
 
     pub(super) fn wanted(&self, name: &str) -> Option<Arc<dataplane::desired::Workload>> {
@@ -676,5 +719,22 @@ impl World {
             Some(Object::Workload(workload)) => Some(workload.clone()),
             _ => None,
         }
+    }
+
+    /// What everybody would say when asked; the kernel as if it had been programmed well.
+    pub(super) fn sources(&mut self) -> Sources {
+        let mut sources = Sources {
+            node: self.node.audit(self.now),
+            records: self.disk.recovered(),
+            bgp: Some(BgpSays {
+                originated: self.originated.iter().copied().collect(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        for (index, (object, wanted)) in (10u32..).zip(&self.kernel) {
+            super::check::show(&mut sources, index, object, wanted.as_ref());
+        }
+        sources
     }
 }
