@@ -451,3 +451,34 @@ fn nexthop_groups_and_gateways_of_both_families_are_read_as_written() {
         assert!(!ip("-6 route show").contains("fd00:9::/64"));
     });
 }
+
+#[test]
+fn the_newest_namespace_has_the_lowest_number() {
+    on_a_host(|| async {
+        let numbers = || -> Vec<i64> {
+            let list = ip("netns list-id");
+            let number = |line: &str| line.split_whitespace().nth(1)?.parse().ok();
+            list.lines().filter_map(number).collect()
+        };
+        let mut seen: Vec<i64> = Vec::new();
+        let workloads: Vec<Workload> = (0..4).map(|_| Workload::new()).collect();
+        for (number, workload) in workloads.iter().enumerate() {
+            // A driver that starts afresh goes on below those of the last one.
+            let (kernel, _changes) = Kernel::open().unwrap();
+            let index = HOST_INDEX + 2 * u32::try_from(number).unwrap();
+            let name = format!("agt{number}");
+            let create = Op::CreateVeth(Box::new(veth(&name, index, &workload.netns())));
+            all_ok(&kernel.apply(vec![create]).await);
+            let new: Vec<i64> = numbers()
+                .into_iter()
+                .filter(|number| !seen.contains(number))
+                .collect();
+            assert_eq!(new.len(), 1, "{new:?}, after {seen:?}");
+            assert!(
+                seen.iter().all(|before| *before > new[0]),
+                "{new:?} {seen:?}"
+            );
+            seen.extend(new);
+        }
+    });
+}

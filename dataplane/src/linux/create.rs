@@ -12,8 +12,10 @@ use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth};
 
 use super::{
     decode,
-    encode::{AF_INET6, NLM_F_CREATE, NLM_F_EXCL, attribute, kind},
-    netns, tap,
+    encode::{AF_INET6, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, attribute, kind},
+    netns,
+    pipe::ANY,
+    tap,
     write::Run,
 };
 use crate::{
@@ -39,6 +41,7 @@ impl<'a> Run<'_, 'a> {
         };
         match file {
             Ok(file) => {
+                self.number(index, &file);
                 self.send_link(
                     index,
                     kind::NEW_LINK,
@@ -94,6 +97,27 @@ impl<'a> Run<'_, 'a> {
         encoder.end_nest(family);
         encoder.end_nest(specification);
         encoder.end();
+    }
+
+    /// Gives the namespace a number before the kernel does. One that has one keeps it.
+    fn number(&mut self, index: usize, file: &File) {
+        let (pipe, socket) = (&mut *self.pipe, self.socket);
+        let nsid = self.namespaces.choose(|| {
+            let sequence = pipe.sequence();
+            let encoder = &mut pipe.encoder;
+            encoder.begin(kind::GET_NSID, NLM_F_DUMP, sequence, &[0; 4]);
+            encoder.end();
+            let request = encoder.bytes().to_vec();
+            encoder.clear();
+            let mut used = Vec::new();
+            // Interrupted, it tells too few; a number that is taken is refused.
+            let _ = socket.dump(&request, sequence, &mut pipe.receive, |message| {
+                used.extend(decode::nsid(message.payload));
+            });
+            used
+        });
+        let sequence = self.pipe.next_tolerant(index, ANY);
+        self.pipe.encoder.new_nsid(sequence, file, nsid);
     }
 
     /// The number by which the listener hears of that namespace.

@@ -615,11 +615,11 @@ impl Encoder {
         self.end();
     }
 
-    /// Gives a namespace a number, whichever is free.
-    pub(super) fn new_nsid(&mut self, sequence: u32, netns: &std::fs::File) {
+    /// Gives a namespace a number; -1: whichever is free.
+    pub(super) fn new_nsid(&mut self, sequence: u32, netns: &std::fs::File, nsid: i32) {
         use std::os::fd::AsRawFd;
         self.begin(kind::NEW_NSID, 0, sequence, &[0; 4]);
-        self.attribute(attribute::NETNSA_NSID, &(-1_i32).to_ne_bytes());
+        self.attribute(attribute::NETNSA_NSID, &nsid.to_ne_bytes());
         self.attribute(attribute::NETNSA_FD, &netns.as_raw_fd().to_ne_bytes());
         self.end();
     }

@@ -99,7 +99,14 @@ struct Known {
     by_nsid: HashMap<i32, Netns>,
     /// By device and inode.
     nsids: HashMap<(u64, u64), i32>,
+    /// For the next namespace; `None` until the numbers in use were looked at.
+    next: Option<i32>,
 }
+
+/// Numbers of our choice, downwards. The kernel looks a namespace up by walking all numbers from the
+/// lowest on, for each notification from there, and most come while a workload is new. Others use
+/// the numbers from 0 on.
+const NSIDS: std::ops::Range<i32> = 0x4000_0000..0x7000_0000;
 
 impl Namespaces {
     fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
@@ -119,6 +126,18 @@ impl Namespaces {
         if let Some(netns) = known.by_nsid.remove(&nsid) {
             known.nsids.remove(&(netns.device, netns.inode));
         }
+    }
+
+    /// A number for a new namespace. `used` tells those in use, and is asked once.
+    fn choose(&self, used: impl FnOnce() -> Vec<i32>) -> i32 {
+        let next = self.lock().next;
+        let nsid = next.unwrap_or_else(|| {
+            let ours = used().into_iter().filter(|nsid| NSIDS.contains(nsid));
+            ours.min().unwrap_or(NSIDS.end) - 1
+        });
+        // Below them all: -1 has the kernel choose.
+        self.lock().next = Some(if nsid > NSIDS.start { nsid - 1 } else { -1 });
+        nsid
     }
 
     /// Some may be gone of which nothing was heard: all are asked for again.

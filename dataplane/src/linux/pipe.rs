@@ -16,13 +16,16 @@ const SEND: usize = 64 << 10;
 /// Room for the message that fills it up.
 const ROOM: usize = 8 << 10;
 
+/// Whatever the answer is, it is no failure of the operation.
+pub(super) const ANY: i32 = -1;
+
 /// A message on its way.
 #[derive(Clone, Copy, Debug)]
 struct Owner {
     sequence: u32,
     /// Index of the operation.
     op: usize,
-    /// An errno that counts as success.
+    /// An errno that counts as success, or [`ANY`].
     tolerated: i32,
 }
 
@@ -180,7 +183,7 @@ impl Pipe {
                 if message.kind == kind::ERROR {
                     let (errno, said) = decode::error(&message);
                     for owner in owners {
-                        if errno != 0 && errno != owner.tolerated {
+                        if errno != 0 && ![errno, ANY].contains(&owner.tolerated) {
                             answers.fail(owner.op, errno, said);
                         }
                     }

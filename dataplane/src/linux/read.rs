@@ -136,7 +136,7 @@ impl Reader {
             let mut answers = Answers::new(&op);
             if number {
                 let sequence = self.0.pipe.next(0);
-                self.0.pipe.encoder.new_nsid(sequence, file);
+                self.0.pipe.encoder.new_nsid(sequence, file, -1);
             }
             let sequence = self.0.pipe.next(0);
             self.0.pipe.encoder.get_nsid(sequence, file);
