@@ -244,7 +244,13 @@ fn workloads_on_a_bridge_talk_to_each_other_and_go_out_behind_the_node() {
         let mac = own.split_whitespace().nth(2).context("a MAC address")?;
         ensure!(neighbours.contains(mac), "{neighbours} {own}");
 
+        // Traffic goes on while the agent is killed and comes back: on the bridge, and out of it.
+        let near = Endless::start(lab, &one, addresses(&second)?[0])?;
+        let out = Endless::start(lab, &two, far.ipv4()?)?;
         restart_writes_nothing(lab, &nodes.a, &[&one, &two])?;
+        for report in [near.finish(lab)?, out.finish(lab)?] {
+            ensure!(report.lost() == 0, "{report:?}");
+        }
         let port = &first.host_interface;
         for (place, damage) in [
             (host, "ip link delete apps0".to_owned()),

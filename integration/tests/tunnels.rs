@@ -86,11 +86,26 @@ fn through(lab: &Lab, pair: &RoutedPair, device: &str, mtu: u32) -> Result<()> {
         "{text}"
     );
 
-    // Repair: what somebody deletes comes back.
-    pair.a.namespace().ip(["link", "delete", device])?;
-    lab.wait_for("the way comes back", PATIENCE, || {
-        ping_all(&on_a.namespace, on_b.ipv4()?, 1)
-    })?;
+    // Repair: what somebody deletes or alters comes back.
+    let own_mtu = mtu_of(pair.a.namespace(), device)?;
+    for damage in [
+        format!("link delete {device}"),
+        format!("link set {device} down"),
+        format!("link set {device} mtu 1300"),
+        format!("address delete 192.168.26.11/32 dev {device}"),
+    ] {
+        let namespace = pair.a.namespace();
+        namespace.show(&format!("ip {damage}"))?;
+        lab.wait_for(&format!("all is right after {damage}"), PATIENCE, || {
+            let link = namespace.show(&format!("ip address show {device}"))?;
+            ensure!(
+                link.contains(",UP") && link.contains("192.168.26.11/32"),
+                "{link}"
+            );
+            ensure!(mtu_of(namespace, device)? == own_mtu, "{link}");
+            ping_all(&on_a.namespace, on_b.ipv4()?, 1)
+        })?;
+    }
 
     // Restart: nothing is written, and packets go on meanwhile.
     let flood = Flood::start(lab, &on_a.namespace, on_b.ipv4()?)?;

@@ -5,8 +5,8 @@
 //! * `values`, `attach`: what a workload or a bridge should look like; `lifecycle`: its way there and
 //!   away; `bridges`: what workloads on a bridge wait for.
 //! * `nexthops`, `resolve`, `loss`: kernel nexthop objects, where they lead, and what goes with them.
-//! * `tunnel`: tunnels to other nodes; `tunnel_plan`, `tunnel_view`: the parts of plan,
-//!   results and views about them.
+//! * `tunnel`: tunnels to other nodes; `tunnel_observe`, `tunnel_plan`, `tunnel_view`: the parts of
+//!   notifications, plan and results, and views about them.
 //! * `plan`: what is written and read next; `routes`: the part about routes and nexthop objects;
 //!   `results`: what the answers mean; `retry`: what waits for time to pass; `reap`: links to be
 //!   deleted together.
@@ -27,6 +27,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod tunnel;
+mod tunnel_observe;
 mod tunnel_plan;
 mod tunnel_view;
 mod values;
