@@ -83,7 +83,10 @@ impl Live {
         if !changes.is_empty() {
             let tunnels = desired(running, &self.identity);
             // When the dataplane has stopped, so does the agent.
-            let _ = self.dataplane.set(vec![Object::Tunnels(tunnels)]).await;
+            let _ = self
+                .dataplane
+                .set(vec![Object::Tunnels(Box::new(tunnels))])
+                .await;
         }
         changes
     }

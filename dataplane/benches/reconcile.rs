@@ -50,7 +50,7 @@ fn route(number: u32) -> LearnedRoute {
     let address = Ipv4Addr::from(0x1400_0000 + number * 256);
     LearnedRoute {
         prefix: IpNet::V4(Ipv4Net::new_assert(address, 24)),
-        next_hops: vec![IpAddr::V4(Ipv4Addr::new(192, 168, 1, (number % 16) as u8 + 1)).into()],
+        next_hops: [IpAddr::V4(Ipv4Addr::new(192, 168, 1, (number % 16) as u8 + 1)).into()].into(),
     }
 }
 

@@ -33,7 +33,7 @@ pub enum Object {
     /// To be set before the workloads on it.
     Bridge(Arc<Bridge>),
     Route(LearnedRoute),
-    Tunnels(Tunnels),
+    Tunnels(Box<Tunnels>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -229,7 +229,8 @@ pub struct LearnedRoute {
     pub prefix: IpNet,
     /// More than one: equal-cost multipath. Sorted, without duplicates. None: packets are dropped,
     /// `blackhole PREFIX proto agentd-bgp`.
-    pub next_hops: Vec<Via>,
+    /// Routes by the hundred thousand share a few lists.
+    pub next_hops: Arc<[Via]>,
 }
 
 /// A BGP next hop: an address of either family, whatever the family of the prefix.

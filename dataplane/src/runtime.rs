@@ -40,8 +40,8 @@ use crate::{
 pub use self::filtering::FilterStatus;
 use self::filtering::Filtering;
 
-/// Commands that wait. Each can carry many objects.
-const COMMANDS: usize = 256;
+/// Commands that wait. Each can carry a thousand routes, so a deep queue would hold a whole table.
+const COMMANDS: usize = 16;
 /// Commands and changes taken before the reconciler's outputs are looked at: what comes together
 /// is written together.
 const TAKEN_TOGETHER: usize = 256;

@@ -207,9 +207,9 @@ fn a_running_dataplane_keeps_a_tunnel_true() {
         };
         let route = LearnedRoute {
             prefix: net("10.1.2.0/26"),
-            next_hops: vec![address("192.168.7.2").into()],
+            next_hops: [address("192.168.7.2").into()].into(),
         };
-        let objects = vec![Object::Tunnels(tunnels), Object::Route(route)];
+        let objects = vec![Object::Tunnels(Box::new(tunnels)), Object::Route(route)];
         handle.set(objects).await.unwrap();
         for source in [Source::Block, Source::Workload, Source::Bgp] {
             handle.source_synced(source).await.unwrap();

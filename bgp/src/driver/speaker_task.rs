@@ -48,7 +48,7 @@ const TIMERS_AT_LEAST_EVERY: Duration = Duration::from_millis(500);
 /// Peers in one portion.
 const PEERS_PER_UPDATE: usize = 256;
 /// Route changes in one portion.
-const CHANGES_PER_UPDATE: usize = 4096;
+const CHANGES_PER_UPDATE: usize = 1024;
 /// How long sessions may take to end at shutdown.
 const SHUTDOWN_TIME: Duration = Duration::from_millis(1500);
 /// The wait after a failed accept, for example when the process is out of descriptors.

@@ -582,6 +582,7 @@ impl Node {
         }
         let mut set = Vec::with_capacity(changes.len());
         let mut remove = Vec::new();
+        let mut last = None;
         for change in changes {
             self.held_back.remove(&change.prefix);
             if change.next_hops.is_empty() {
@@ -594,11 +595,20 @@ impl Node {
                 self.held_back.insert(change.prefix, change);
                 continue;
             }
-            // RFC 7999: without next hops it is dropped.
-            let kept = change.next_hops.iter().filter(|hop| !hop.is_discard());
-            let mut next_hops: Vec<_> = kept.map(via).collect();
-            next_hops.sort_unstable();
-            next_hops.dedup();
+            // Those that follow each other mostly have the same next hops, in one list.
+            let next_hops = match &last {
+                Some((from, list)) if Arc::ptr_eq(from, &change.next_hops) => Arc::clone(list),
+                _ => {
+                    // RFC 7999: without next hops it is dropped.
+                    let kept = change.next_hops.iter().filter(|hop| !hop.is_discard());
+                    let mut list: Vec<_> = kept.map(via).collect();
+                    list.sort_unstable();
+                    list.dedup();
+                    let list: Arc<[Via]> = list.into();
+                    last = Some((Arc::clone(&change.next_hops), Arc::clone(&list)));
+                    list
+                }
+            };
             set.push(Object::Route(LearnedRoute {
                 prefix: change.prefix,
                 next_hops,

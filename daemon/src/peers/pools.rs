@@ -53,7 +53,10 @@ impl Manager {
         if let Some(live) = &self.tunnels {
             if before != after {
                 let tunnels = tunnels::desired(&self.running, &live.identity);
-                let _ = live.dataplane.set(vec![Object::Tunnels(tunnels)]).await;
+                let _ = live
+                    .dataplane
+                    .set(vec![Object::Tunnels(Box::new(tunnels))])
+                    .await;
             }
             let wanted = setup::filter(&self.running);
             if wanted != filter {

@@ -152,7 +152,7 @@ pub async fn run(mut config: Config, text: String) -> Result<(), StartError> {
         .map_err(|_| StartError::Lost("dataplane"))?;
     let wanted = tunnels::desired(&config, &identity);
     // An end of the dataplane shows below.
-    let _ = dataplane.set(vec![Object::Tunnels(wanted)]).await;
+    let _ = dataplane.set(vec![Object::Tunnels(Box::new(wanted))]).await;
     let early = first_dump(&mut events).await?;
 
     let pools: Vec<IpNet> = config.pools.iter().map(|pool| pool.cidr).collect();

@@ -12,8 +12,9 @@ use dataplane::desired::{Object, ObjectId, Source};
 use ipnet::IpNet;
 use tokio::sync::mpsc;
 
-/// Messages that may wait for a task that carries them on.
-const QUEUE: usize = 64;
+/// Messages that may wait for a task that carries them on. Few: what is behind them stays where it
+/// is coalesced and costs next to nothing.
+const QUEUE: usize = 8;
 /// Objects of one message.
 const OBJECTS: usize = 1024;
 

@@ -335,7 +335,7 @@ impl Reconciler {
                 self.queue(prefix);
             }
             Object::Route(route) => self.set_route(route.prefix.trunc(), &route.next_hops),
-            Object::Tunnels(tunnels) => self.set_tunnels(tunnels),
+            Object::Tunnels(tunnels) => self.set_tunnels(*tunnels),
         }
     }
 

@@ -324,8 +324,12 @@ impl Reconciler {
             batch.rest.push((op, Tag::DeleteNextHop(*id)));
         }
         while batch.rest.len() < ROUTES_PER_BATCH && !self.deletes.is_empty() {
-            // Shuffled: the kernel deletes in order of address three times slower.
-            let at = self.rng.usize(..self.deletes.len());
+            // Shuffled: the kernel deletes IPv4 routes in order of address three times slower. IPv6
+            // routes it deletes faster in order.
+            let at = match self.deletes.last() {
+                Some(IpNet::V6(_)) => self.deletes.len() - 1,
+                _ => self.rng.usize(..self.deletes.len()),
+            };
             let prefix = self.deletes.swap_remove(at);
             let entry = self.table.get(&prefix);
             let unwanted = matches!(self.wanted(&prefix, entry.learned), Wanted::Nothing);

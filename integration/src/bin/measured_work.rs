@@ -248,7 +248,7 @@ fn routes(now: Instant) {
     let routes = prefixes(PREFIXES).into_iter().map(|nlri| {
         Object::Route(LearnedRoute {
             prefix: IpNet::V4(nlri.prefix),
-            next_hops: hops.map(Into::into).to_vec(),
+            next_hops: hops.map(Into::into).into(),
         })
     });
     measured_plan(&mut reconciler, now, routes.collect());

@@ -355,7 +355,7 @@ fn a_link_local_next_hop_needs_its_interface_and_follows_its_state() {
     let route = |prefix: &str, interface| {
         Object::Route(LearnedRoute {
             prefix: net(prefix),
-            next_hops: vec![on(interface)],
+            next_hops: [on(interface)].into(),
         })
     };
     world.reconciler.watch_next_hop(world.now, on(OTHER));

@@ -110,7 +110,7 @@ impl Chaos {
             overtaken: false,
         };
         // As the daemon does first of all.
-        chaos.want(Object::Tunnels(Tunnels::default()));
+        chaos.want(Object::Tunnels(Box::default()));
         chaos
     }
 
@@ -149,6 +149,7 @@ impl Chaos {
                 next_hops.sort_unstable();
                 next_hops.dedup();
                 // None left: it is a blackhole.
+                let next_hops = next_hops.into();
                 Object::Route(LearnedRoute { prefix, next_hops })
             }
         }
@@ -218,14 +219,14 @@ impl Chaos {
                 scope,
             });
         }
-        Object::Tunnels(Tunnels {
+        Object::Tunnels(Box::new(Tunnels {
             local: Some("192.168.1.10".parse().unwrap()),
             local6: Some("fd00:1::10".parse().unwrap()),
             vni: 4096,
             port: if self.rng.u8(..8) == 0 { 8472 } else { 4789 },
             accept: Vec::new(),
             pools,
-        })
+        }))
     }
 
     fn pick<T: Clone>(&mut self, from: &[T]) -> Option<T> {
@@ -248,7 +249,8 @@ impl Chaos {
             let limit = self.rng.usize(..3);
             self.run(limit);
             self.overtaken |= !self.world.reconciler.outbox.is_empty();
-            route.next_hops.retain(|hop| *hop != via);
+            let left = route.next_hops.iter().filter(|hop| **hop != via);
+            route.next_hops = left.copied().collect();
             let id = ObjectId::Route(route.prefix);
             let now = self.world.now;
             if route.next_hops.is_empty() {

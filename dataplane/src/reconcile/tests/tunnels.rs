@@ -30,14 +30,14 @@ fn tunnels(pools: &[(&str, Encapsulation, Scope)]) -> Tunnels {
 /// One IPv4 pool and one IPv6 pool.
 fn both(encapsulation: Encapsulation) -> Object {
     let always = Scope::Always;
-    Object::Tunnels(tunnels(&[
+    Object::Tunnels(Box::new(tunnels(&[
         ("10.1.0.0/16", encapsulation, always),
         ("fd00:2::/64", encapsulation, always),
-    ]))
+    ])))
 }
 
 fn v4(encapsulation: Encapsulation, scope: Scope) -> Object {
-    Object::Tunnels(tunnels(&[("10.1.0.0/16", encapsulation, scope)]))
+    Object::Tunnels(Box::new(tunnels(&[("10.1.0.0/16", encapsulation, scope)])))
 }
 
 fn always(encapsulation: Encapsulation) -> Object {
@@ -262,7 +262,7 @@ fn a_node_can_accept_what_it_does_not_send() {
     let mut world = World::new(kernel());
     let mut wanted = tunnels(&[("10.1.0.0/16", Encapsulation::None, Scope::Always)]);
     wanted.accept = vec![Encapsulation::Vxlan];
-    world.set(Object::Tunnels(wanted));
+    world.set(Object::Tunnels(Box::new(wanted)));
     assert!(device(&world, VXLAN).is_some());
     assert!(device(&world, "agentd.vxlan6").is_some());
     assert!(device(&world, "agentd.ipip").is_none());
@@ -573,7 +573,7 @@ fn a_device_with_other_parameters_is_made_anew() {
     world.set(learned("10.1.2.0/26", &["192.168.1.12"]));
     let mut other = tunnels(&[("10.1.0.0/16", Encapsulation::Vxlan, Scope::Always)]);
     other.vni = 77;
-    world.set(Object::Tunnels(other));
+    world.set(Object::Tunnels(Box::new(other)));
     through(&world, "10.1.2.0/26", "192.168.1.12", VXLAN);
     let tunnel = device(&world, VXLAN).unwrap().tunnel;
     assert!(matches!(tunnel, Some(Parameters::Vxlan { vni: 77, .. })));
@@ -610,10 +610,10 @@ fn pools_that_come_take_their_routes_over() {
     world.set(always(Encapsulation::None));
     world.set(learned("10.9.2.0/26", &["192.168.1.12"]));
     let vxlan = Encapsulation::Vxlan;
-    world.set(Object::Tunnels(tunnels(&[
+    world.set(Object::Tunnels(Box::new(tunnels(&[
         ("10.1.0.0/16", Encapsulation::None, Scope::Always),
         ("10.9.0.0/16", vxlan, Scope::Always),
-    ])));
+    ]))));
     through(&world, "10.9.2.0/26", "192.168.1.12", VXLAN);
     world.set(always(Encapsulation::None));
     through(&world, "10.9.2.0/26", "192.168.1.12", "eth0");
