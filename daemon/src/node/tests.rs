@@ -6,6 +6,7 @@ mod attachments;
 mod check;
 mod claims;
 mod drain;
+mod interleavings;
 mod pools;
 mod sync;
 mod world;
