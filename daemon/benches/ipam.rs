@@ -54,6 +54,7 @@ fn filled(now: Now, workloads: usize) -> Ipam {
 fn settle(ipam: &mut Ipam, now: Now) {
     while let Some(action) = ipam.poll_action() {
         match action {
+            Action::Acquire(_) | Action::Return(_) => {}
             Action::Claim(record) => ipam.block_persisted(record.cidr),
             Action::Program(cidr) => ipam.block_active(now, cidr),
             Action::Local(_) => {}

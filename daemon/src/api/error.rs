@@ -85,6 +85,10 @@ fn mapped(error: &Error) -> Mapped {
             exhausted,
             consumers,
         } => exhausted_pool(exhausted, consumers),
+        Error::BlockPending { pool, .. } => Mapped {
+            retry: Some(Duration::from_secs(1)),
+            ..with(Code::Unavailable, "BLOCK_PENDING", "pool", pool.clone())
+        },
         Error::NamespaceNotFound { name, .. } => with(
             Code::NotFound,
             "NAMESPACE_NOT_FOUND",

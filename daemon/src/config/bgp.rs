@@ -6,11 +6,15 @@ use std::{
     time::Duration,
 };
 
-use bgp::{rib::Role, speaker::config::LongLived, types::Family};
+use bgp::{
+    rib::Role,
+    speaker::config::{LongLived, RemoteAs},
+    types::{Asn, Family},
+};
 use ipnet::IpNet;
 
 use super::{
-    Bgp, ExportPolicy, GracefulRestart, ImportPolicy, Node, Password, Peer, PeerRange, Pool,
+    Bgp, ExportPolicy, GracefulRestart, ImportPolicy, Node, Password, Peer, PeerRange, Pool, Store,
     document::{Found, Section},
     neighbor::{self, Neighbor, Neighbors},
     originate, paths,
@@ -55,6 +59,7 @@ pub(super) fn read(
     node: Option<&Node>,
     pools: &[Found<Pool>],
     named: &Named,
+    store: Store,
 ) -> Option<Option<Bgp>> {
     let asn = section.integer("asn", 1..=u32::MAX);
     let router_id = section.parsed::<Ipv4Addr>("router_id", "an IPv4 address");
@@ -70,9 +75,7 @@ pub(super) fn read(
     let listen = read_listen(&mut section);
     let install_routes = section.boolean("install_routes");
     let resilient_hashing = tunnel::read_resilient(&mut section);
-    if let Some(Found { value: true, span }) = section.boolean("mesh") {
-        section.error("mesh", Some(span), "true is not supported yet; use false");
-    }
+    let mesh = read_mesh(&mut section, store, node);
     let inherited = read_inherited(
         &mut section,
         named,
@@ -97,6 +100,12 @@ pub(super) fn read(
         return Some(None);
     }
     let asn = section.required("asn", asn, "it is the autonomous system of this node");
+    let mesh = mesh
+        .then(|| {
+            asn.as_ref()
+                .map(|asn| Box::new(mesh_peer(asn.value, &inherited)))
+        })
+        .flatten();
     let mut neighbors = Neighbors::default();
     let context = Context {
         asn: asn.as_ref().map(|found| found.value),
@@ -122,7 +131,60 @@ pub(super) fn read(
         originate,
         peers: neighbors.peers,
         ranges: neighbors.ranges,
+        mesh,
     }))
+}
+
+/// Whether there is a full mesh with the registered nodes.
+fn read_mesh(section: &mut Section<'_, '_, '_>, store: Store, node: Option<&Node>) -> bool {
+    let Some(Found { value: true, span }) = section.boolean("mesh") else {
+        return false;
+    };
+    if store != Store::Etcd {
+        let reason = "needs ipam.store = \"etcd\", where nodes are registered";
+        section.error("mesh", Some(span), reason);
+    } else if node.is_some_and(|node| node.address.is_none() && node.address6.is_none()) {
+        let reason = "needs node.address or node.address6, where the others reach this node";
+        section.error("mesh", Some(span), reason);
+    }
+    true
+}
+
+/// What each peer of the mesh is; the registry gives name and address.
+fn mesh_peer(asn: u32, inherited: &Inherited) -> Peer {
+    let own = inherited.clone();
+    Peer {
+        name: String::new(),
+        address: Ipv4Addr::UNSPECIFIED.into(),
+        port: defaults::BGP_PORT,
+        asn: RemoteAs::Exactly(Asn(asn)),
+        local_address: None,
+        passive: false,
+        route_reflector_client: false,
+        password: None,
+        ttl_security: None,
+        multihop: None,
+        families: Family::ALL.to_vec(),
+        add_path_receive: false,
+        add_path_send: 0,
+        extended_next_hop: None,
+        max_prefixes: None,
+        max_prefixes_warning: None,
+        max_prefixes_restart: None,
+        local_as: None,
+        allow_own_as: 0,
+        next_hop_self: false,
+        remove_private_as: false,
+        import: own.import,
+        export: own.export,
+        hold_time: own.hold_time,
+        connect_retry_time: own.connect_retry_time,
+        idle_hold_time: own.idle_hold_time,
+        idle_hold_time_max: own.idle_hold_time_max,
+        role: None,
+        graceful_restart: own.graceful_restart,
+        long_lived: own.long_lived,
+    }
 }
 
 fn read_listen(section: &mut Section<'_, '_, '_>) -> Vec<SocketAddr> {

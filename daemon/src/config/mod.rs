@@ -19,6 +19,7 @@ mod bridge;
 mod bridge_tests;
 mod document;
 mod error;
+mod etcd;
 mod neighbor;
 mod originate;
 mod paths;
@@ -187,12 +188,51 @@ pub struct Ipam {
     /// What a client does not name when it states all its workloads is released after so long,
     /// unless the client asks for another time.
     pub release_unnamed_after: Duration,
+    /// Where it is agreed which node holds a block.
+    pub store: Store,
+    /// Always there when `store` says etcd.
+    pub etcd: Option<Etcd>,
 }
 
 impl Default for Ipam {
     fn default() -> Self {
         sections::defaults::IPAM
     }
+}
+
+/// Where it is agreed which node holds a block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Store {
+    /// By the configuration: each node claims from ranges of its own.
+    #[default]
+    Local,
+    /// By transactions of an etcd that the fleet shares.
+    Etcd,
+}
+
+/// `[ipam.etcd]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Etcd {
+    /// URLs, at least one.
+    pub endpoints: Vec<String>,
+    /// Starts with a slash and does not end with one.
+    pub prefix: String,
+    pub tls: Option<EtcdTls>,
+    /// A user name, and the file with its password.
+    pub login: Option<(String, PathBuf)>,
+    /// How long a node that says nothing counts as alive.
+    pub lease: Duration,
+    /// When the blocks of a node that is not alive go to others without an operator. `None`: never.
+    pub reclaim_after: Option<Duration>,
+}
+
+/// `tls` of `[ipam.etcd]`: PEM files, read at every connect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EtcdTls {
+    /// Who signs the servers' certificates.
+    pub ca: Option<PathBuf>,
+    /// The node's own certificate and its key.
+    pub identity: Option<(PathBuf, PathBuf)>,
 }
 
 /// `[bgp]`
@@ -218,6 +258,8 @@ pub struct Bgp {
     pub peers: Vec<Peer>,
     /// `[[bgp.peer]]` with a range; names are unique among both.
     pub ranges: Vec<PeerRange>,
+    /// Full mesh with the registered nodes: what each of these peers is, but for name and address.
+    pub mesh: Option<Box<Peer>>,
 }
 
 /// Peers that are known by a prefix.

@@ -11,7 +11,7 @@ use super::{
     Api, Config, Ipam, Log, LogFormat, Node, Telemetry, bgp, bridge,
     document::{Document, Found, Section},
     error::ConfigErrors,
-    policy, pool, tunnel,
+    etcd, policy, pool, tunnel,
 };
 use crate::node::spec::{Invalid, Labels};
 
@@ -29,6 +29,8 @@ pub(super) mod defaults {
         claim_ahead: 75,
         release_empty_after: Duration::from_secs(600),
         release_unnamed_after: Duration::from_secs(60),
+        store: crate::config::Store::Local,
+        etcd: None,
     };
     pub(crate) const BLOCK_SIZE_V4: u8 = 26;
     pub(crate) const BLOCK_SIZE_V6: u8 = 122;
@@ -36,6 +38,8 @@ pub(super) mod defaults {
     /// Percent of `max_prefixes`.
     pub(crate) const MAX_PREFIXES_WARNING: u32 = 80;
     pub(crate) const BGP_PORT: u16 = 179;
+    pub(crate) const ETCD_PREFIX: &str = "/agentd/v1";
+    pub(crate) const ETCD_LEASE: Duration = Duration::from_secs(15);
     pub(crate) const HOLD_TIME: Duration = Duration::from_secs(9);
     pub(crate) const CONNECT_RETRY_TIME: Duration = Duration::from_secs(1);
     pub(crate) const IDLE_HOLD_TIME: Duration = Duration::from_secs(1);
@@ -74,7 +78,13 @@ fn read(mut root: Section<'_, '_, '_>) -> Option<Config> {
     let ipam = read_ipam(root.section("ipam"), &mut pools);
     let bridges = bridge::read(root.sections("bridge"), &pools);
     let named = policy::read(root.sections("policy"), &pools);
-    let bgp = bgp::read(root.section("bgp"), node.as_ref(), &pools, &named);
+    let bgp = bgp::read(
+        root.section("bgp"),
+        node.as_ref(),
+        &pools,
+        &named,
+        ipam.store,
+    );
     let telemetry = read_telemetry(root.section("telemetry"));
     let log = read_log(root.section("log"));
     if let Some(node) = &node {
@@ -200,15 +210,7 @@ fn read_api(mut section: Section<'_, '_, '_>) -> Api {
 }
 
 fn read_ipam(mut section: Section<'_, '_, '_>, pools: &mut [Found<super::Pool>]) -> Ipam {
-    let store = section.choice("store", &[("local", true), ("etcd", false)]);
-    if let Some(Found { value: false, span }) = store {
-        section.error(
-            "store",
-            Some(span),
-            "\"etcd\" is not supported yet; use \"local\"",
-        );
-    }
-    section.unsupported("etcd");
+    let (store, etcd) = etcd::read_store(&mut section);
     pool::read_claims(&mut section, pools);
     // Never zero: while a release is on its way to the disk, its address must not be taken.
     let cooldown = section.duration("cooldown", seconds(1)..=seconds(86_400));
@@ -227,6 +229,8 @@ fn read_ipam(mut section: Section<'_, '_, '_>, pools: &mut [Found<super::Pool>])
             .map_or(default.release_empty_after, |found| found.value),
         release_unnamed_after: release_unnamed_after
             .map_or(default.release_unnamed_after, |found| found.value),
+        store,
+        etcd,
     }
 }
 

@@ -72,6 +72,8 @@ fn an_empty_file_is_a_node_without_pools_and_bgp_and_with_every_default() {
                 claim_ahead: 75,
                 release_empty_after: Duration::from_secs(600),
                 release_unnamed_after: Duration::from_secs(60),
+                store: Store::Local,
+                etcd: None,
             },
             bgp: None,
             policies: Vec::new(),
@@ -272,18 +274,12 @@ fn features_that_do_not_exist_yet_are_refused_and_not_ignored() {
     for (text, key) in [
         ("[api]\nlisten = \"192.0.2.1:7443\"\n", "api.listen"),
         ("[api]\n[api.tls]\ncert = \"x\"\n", "api.tls"),
-        ("[ipam]\n[ipam.etcd]\nendpoints = []\n", "ipam.etcd"),
-        ("[bgp]\nasn = 1\nmesh = true\n", "bgp.mesh"),
     ] {
         let errors = errors(text);
         assert_eq!(errors.len(), 1, "{errors:?}");
         assert!(errors[0].contains(&format!(" {key}: ")), "{errors:?}");
         assert!(errors[0].contains("is not supported yet"), "{errors:?}");
     }
-    check(
-        "[ipam]\nstore = \"etcd\"\n",
-        "agentd.toml:2: ipam.store: \"etcd\" is not supported yet; use \"local\"",
-    );
     check_peer("bfd = {}", "bfd", "is not supported yet");
     // Without an address, because it stands for one.
     let peer = "[bgp]\nasn = 1\n[[bgp.peer]]\nname = \"a\"\nasn = 2\n";

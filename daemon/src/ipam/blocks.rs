@@ -9,7 +9,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{Action, Ipam, Now, block::Block, pool::Pool};
-use crate::{node::view::BlockState, store::record::BlockRecord};
+use crate::{config, node::view::BlockState, store::record::BlockRecord};
 
 /// Until a claim whose record could not be written is tried again.
 const CLAIM_RETRY: Duration = Duration::from_secs(5);
@@ -84,7 +84,8 @@ impl Ipam {
         if block.persisted {
             return;
         }
-        if block.is_empty() {
+        // What the fleet has agreed to stays.
+        if block.is_empty() && pool.remote.is_none() {
             pool.remove(base);
         }
         self.retries.push((now.instant + CLAIM_RETRY, index, base));
@@ -115,6 +116,9 @@ impl Ipam {
             .is_some_and(|block| block.state == BlockState::Releasing)
         {
             pool.remove(base);
+            if self.store == config::Store::Etcd && !pool.is_local() {
+                self.actions.push_back(Action::Return(cidr));
+            }
             if pool.retired {
                 self.uncover();
             }
@@ -152,7 +156,12 @@ impl Ipam {
         }
     }
 
+    /// `None`: there is none, or the fleet is asked for it.
     pub(super) fn claim_next(&mut self, now: Now, index: usize) -> Option<u128> {
+        if self.pools[index].remote.is_some() {
+            self.ask_for(index, None);
+            return None;
+        }
         let cidr = self.pools[index].next_claimable()?;
         self.claim_block(now, index, cidr)
     }

@@ -52,6 +52,7 @@ impl Ipam {
         }
         for is_ipv4 in [true, false] {
             let mut exhausted: Option<Box<Exhausted>> = None;
+            let mut waiting: Option<Error> = None;
             for index in 0..self.pools.len() {
                 let pool = &self.pools[index];
                 if matches!(pool.cidr, IpNet::V4(_)) != is_ipv4
@@ -64,15 +65,23 @@ impl Ipam {
                 match self.choose_from(now, index) {
                     Ok(choice) => {
                         chosen.push(choice);
-                        exhausted = None;
+                        (exhausted, waiting) = (None, None);
                         break;
                     }
                     Err(Error::Exhausted(error)) => match &mut exhausted {
                         Some(first) => first.also.push(error.pool),
                         None => exhausted = Some(error),
                     },
+                    // One that may have an address soon is worth waiting for, unless another has
+                    // one now.
+                    Err(error @ Error::Waiting { .. }) => {
+                        waiting.get_or_insert(error);
+                    }
                     Err(error) => return Err(error),
                 }
+            }
+            if let Some(waiting) = waiting {
+                return Err(waiting);
             }
             if let Some(exhausted) = exhausted {
                 return Err(Error::Exhausted(exhausted));
@@ -156,9 +165,11 @@ impl Ipam {
     fn choose_from(&mut self, now: Now, index: usize) -> Result<Chosen, Error> {
         let base = match self.pools[index].oldest_with_free() {
             Some(base) => base,
-            None => self
-                .claim_next(now, index)
-                .ok_or_else(|| self.exhausted(now, index))?,
+            None => match self.claim_next(now, index) {
+                Some(base) => base,
+                None if self.may_come(index) => return Err(self.waiting(index, None)),
+                None => return Err(self.exhausted(now, index)),
+            },
         };
         let pool = &mut self.pools[index];
         let offset = pool.change(base, |block| {
@@ -246,6 +257,9 @@ impl Ipam {
                         most,
                     });
                 }
+                if pool.remote.is_some() {
+                    return Err(self.ask_for_exactly(index, block));
+                }
                 let claimed = pool
                     .may_claim(&block)
                     .then(|| self.claim_block(now, index, block))
@@ -279,6 +293,13 @@ impl Ipam {
             address,
             cooling,
         })
+    }
+
+    /// A block is on its way, as far as is known.
+    fn may_come(&self, index: usize) -> bool {
+        let pool = &self.pools[index];
+        let remote = pool.remote.as_ref();
+        remote.is_some_and(|remote| !remote.is_full()) && !pool.at_limit()
     }
 
     pub(super) fn unchoose(&mut self, choice: Chosen) {
@@ -317,6 +338,7 @@ impl Ipam {
             used: pool.totals.used,
             cooling: pool.totals.cooling,
             reserved: pool.totals.reserved,
+            remote: pool.remote.is_some(),
             next_free_in: next.map(|(until, _)| until.saturating_duration_since(now.instant)),
             also: Vec::new(),
         }))

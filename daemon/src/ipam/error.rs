@@ -78,6 +78,20 @@ pub enum Error {
     },
     #[error("{address} lies in block {block}, which is being given back; try again")]
     BlockReleasing { address: IpAddr, block: IpNet },
+    /// The pool is agreed on with other nodes, and one of them has the block.
+    #[error("the address lies in block {block} of pool \"{pool}\", which node {node} holds")]
+    BlockHeld {
+        block: IpNet,
+        pool: String,
+        node: String,
+    },
+    /// A block is being claimed with the fleet. `why`: what keeps that from succeeding, if known.
+    #[error("{}", waiting(pool, block.as_ref(), why.as_deref()))]
+    Waiting {
+        pool: String,
+        block: Option<IpNet>,
+        why: Option<String>,
+    },
     /// The same family twice.
     #[error("{address} is a second address of its family; a workload has at most one of each")]
     FamilyTwice { address: IpAddr },
@@ -137,6 +151,8 @@ pub struct Exhausted {
     pub used: u64,
     pub cooling: u64,
     pub reserved: u64,
+    /// Its blocks are agreed on with other nodes.
+    pub remote: bool,
     /// Until the first cooling address is free.
     pub next_free_in: Option<Duration>,
     /// Further pools that were tried and have none either.
@@ -158,6 +174,14 @@ impl Exhausted {
             help.push("deleting workloads".to_owned());
         }
         match self.max_blocks {
+            _ if self.remote
+                && self
+                    .max_blocks
+                    .is_none_or(|most| self.blocks < u64::from(most)) =>
+            {
+                help.push("removing nodes that are gone (agentctl node list)".to_owned());
+                help.push("a further pool".to_owned());
+            }
             Some(most) if self.blocks >= u64::from(most) && self.in_claim > u128::from(most) => {
                 help.push(format!("a larger max_blocks of the pool than {most}"));
             }
@@ -178,6 +202,7 @@ impl fmt::Display for Exhausted {
             used,
             cooling,
             reserved,
+            remote,
             ..
         } = self;
         write!(
@@ -200,6 +225,13 @@ impl fmt::Display for Exhausted {
             Some(most) if *blocks >= u64::from(most) => {
                 write!(f, "; {most} blocks are the most it may hold (max_blocks)")?;
             }
+            _ if *remote => {
+                let all = self.in_claim;
+                write!(
+                    f,
+                    "; nodes of the fleet hold each of the pool's {all} blocks"
+                )?;
+            }
             _ if self.claim.is_empty() => {
                 f.write_str("; it may claim none: ipam.claim has no range of it")?
             }
@@ -213,6 +245,17 @@ impl fmt::Display for Exhausted {
             write!(f, "; full, too: {}", list(&self.also))?;
         }
         write!(f, "; what would help: {}", self.help().join(", or "))
+    }
+}
+
+fn waiting(pool: &str, block: Option<&IpNet>, why: Option<&str>) -> String {
+    let what = match block {
+        Some(block) => format!("block {block} of pool \"{pool}\" is not held by this node"),
+        None => format!("pool \"{pool}\" has no free address on this node"),
+    };
+    match why {
+        Some(why) => format!("{what}, and none can be claimed: {why}"),
+        None => format!("{what}, and the claim of one is still under way; try again"),
     }
 }
 

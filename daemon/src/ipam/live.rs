@@ -50,8 +50,15 @@ impl Ipam {
             }
             stays
         });
-        let old = mem::replace(&mut self.pools, pools.iter().map(Pool::new).collect());
+        let made = pools.iter().map(|pool| Pool::new(pool).stored(self.store));
+        let old = mem::replace(&mut self.pools, made.collect());
         for pool in &mut self.pools {
+            let before = old
+                .iter()
+                .find(|old| old.name == pool.name && old.cidr == pool.cidr);
+            if let Some(before) = before {
+                pool.remote.clone_from(&before.remote);
+            }
             pool.overridden = self.overrides.get(&pool.name).copied();
         }
         self.move_in(old);

@@ -56,6 +56,7 @@ mod live;
 mod pool;
 mod recover;
 mod release;
+mod remote;
 mod view;
 
 #[cfg(test)]
@@ -74,6 +75,7 @@ pub use audit::{Audit, AuditedBlock, CoolingAddress};
 pub use error::{Closed, Error, Exhausted};
 pub use live::Stranded;
 pub use recover::Notice;
+pub use remote::{Refusal, Wanted};
 pub use view::Lookup;
 
 use crate::{
@@ -117,6 +119,11 @@ pub enum Action {
     /// Withdraw the block, then remove its blackhole, then delete its record, then call
     /// [`Ipam::block_released`]. No address of it is given out meanwhile.
     Release(IpNet),
+    /// Claim a block with the fleet, then call [`Ipam::acquired`]; every failure is told by
+    /// [`Ipam::acquire_failed`].
+    Acquire(Wanted),
+    /// The fleet may have the block: nothing of it is left on this node.
+    Return(IpNet),
 }
 
 /// Where addresses may come from.
@@ -140,6 +147,8 @@ pub enum Scope<'a> {
 #[derive(Clone, Debug)]
 pub struct Ipam {
     cooldown: Duration,
+    /// Does not change while the agent runs.
+    store: config::Store,
     /// Percent of a block.
     claim_ahead: u8,
     release_empty_after: Duration,

@@ -12,6 +12,7 @@ use super::{
     Scope, address,
     block::{Block, Unused},
     error::Closed,
+    remote::Remote,
 };
 use crate::{
     config,
@@ -38,6 +39,8 @@ pub(super) struct Pool {
     pub(super) for_this_node: bool,
     pub(super) workload_selector: Option<config::Selector>,
     claim: Vec<ClaimRange>,
+    /// Blocks are agreed on with other nodes.
+    pub(super) remote: Option<Remote>,
     /// By first address.
     blocks: BTreeMap<u128, Block>,
     /// Blocks with a free address that are not being given back, oldest first: `(order, base)`.
@@ -92,6 +95,7 @@ impl Pool {
             for_this_node: config.for_this_node,
             workload_selector: config.workload_selector.clone(),
             claim: claim.collect(),
+            remote: None,
             blocks: BTreeMap::new(),
             with_free: BTreeSet::new(),
             next_order: 0,
@@ -99,6 +103,15 @@ impl Pool {
             yielded: Vec::new(),
             totals: Totals::default(),
         }
+    }
+
+    /// Its blocks are agreed on where the configuration says.
+    pub(super) fn stored(mut self, store: config::Store) -> Self {
+        if store == config::Store::Etcd && !self.is_local() {
+            self.remote = Some(Remote::default());
+            self.claim.clear();
+        }
+        self
     }
 
     /// Part of a bridge's subnet: known to this node only.
@@ -320,12 +333,16 @@ impl Pool {
 
     /// Whether this node may claim that block, but for the limit.
     pub(super) fn may_claim(&self, cidr: &IpNet) -> bool {
-        self.closed().is_none() && self.claim.iter().any(|range| range.cidr.contains(cidr))
+        let inside = match self.remote {
+            Some(_) => self.cidr.contains(cidr),
+            None => self.claim.iter().any(|range| range.cidr.contains(cidr)),
+        };
+        self.closed().is_none() && inside
     }
 
     /// Whether an address can come from here at all: a block is held, or may be claimed.
     pub(super) fn is_open(&self) -> bool {
-        let nothing = self.claim.is_empty() && self.blocks.is_empty();
+        let nothing = self.remote.is_none() && self.claim.is_empty() && self.blocks.is_empty();
         self.closed().is_none() && !nothing
     }
 
@@ -386,8 +403,10 @@ impl Pool {
 
     /// How many blocks the claim ranges have.
     pub(super) fn in_claim(&self) -> u128 {
-        let blocks = self.claim.iter().map(|range| {
-            let bits = self.block_size.saturating_sub(range.cidr.prefix_len());
+        let whole = self.remote.as_ref().map(|_| self.cidr);
+        let ranges = self.claim.iter().map(|range| range.cidr).chain(whole);
+        let blocks = ranges.map(|range| {
+            let bits = self.block_size.saturating_sub(range.prefix_len());
             1u128.checked_shl(u32::from(bits)).unwrap_or(u128::MAX)
         });
         blocks.fold(0, u128::saturating_add)

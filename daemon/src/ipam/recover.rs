@@ -74,9 +74,13 @@ impl Ipam {
     ) -> (Self, Vec<Notice>) {
         let mut ipam = Ipam {
             cooldown: settings.cooldown,
+            store: settings.store,
             claim_ahead: settings.claim_ahead,
             release_empty_after: settings.release_empty_after,
-            pools: pools.iter().map(Pool::new).collect(),
+            pools: pools
+                .iter()
+                .map(|pool| Pool::new(pool).stored(settings.store))
+                .collect(),
             overrides: recovered.pools.iter().cloned().collect(),
             workloads: HashMap::new(),
             holders: HashMap::new(),

@@ -31,6 +31,8 @@ impl Node {
                 Action::Program(cidr) => self.program(cidr),
                 Action::Local(cidr) => self.use_locally(cidr),
                 Action::Release(cidr) => self.give_back(cidr),
+                Action::Acquire(wanted) => self.outputs.push_back(Output::Acquire(wanted)),
+                Action::Return(cidr) => self.outputs.push_back(Output::Return(cidr)),
             }
         }
     }
@@ -178,6 +180,7 @@ impl Node {
                 let routes = inside.into_values().collect();
                 self.handle_routes(routes);
                 self.ipam.block_released(cidr);
+                self.follow_blocks();
                 self.answer_releasers(cidr, Ok(()));
             }
             Err(text) => {

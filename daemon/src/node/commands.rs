@@ -59,13 +59,15 @@ impl Node {
             self.check_complete(&id);
             return;
         }
-        if let Err(error) = self.start_add(now, caller, id, *spec, wait) {
-            self.reply_add(caller, Err(error));
+        match self.start_add(now, caller, id.clone(), (*spec).clone(), wait) {
+            Ok(()) => {}
+            Err(Error::BlockPending { .. }) => self.park(now, caller, id, spec, wait),
+            Err(error) => self.reply_add(caller, Err(error)),
         }
         self.follow_blocks();
     }
 
-    fn start_add(
+    pub(super) fn start_add(
         &mut self,
         now: Now,
         caller: Caller,
@@ -166,6 +168,7 @@ impl Node {
         id: WorkloadId,
         generation: Option<u64>,
     ) {
+        self.unpark(&id);
         let Some(workload) = self.workloads.get_mut(&id) else {
             self.reply_delete(caller, Ok(false));
             return;
@@ -326,6 +329,11 @@ fn address_error(error: ipam::Error) -> Error {
             address,
             text,
             retry: free_in,
+        },
+        ipam::Error::Waiting { pool, .. } => Error::BlockPending { pool, text },
+        ipam::Error::BlockHeld { block, .. } => Error::AddressUnavailable {
+            address: block.addr(),
+            text,
         },
         ipam::Error::BlockReleasing { block, .. } => Error::BlockNotReady { block, text },
         ipam::Error::AddressReserved { address, .. }

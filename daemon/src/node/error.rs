@@ -46,6 +46,9 @@ pub enum Error {
         /// Who holds the addresses that are in use: owners and how many, the greatest first.
         consumers: Vec<(String, u64)>,
     },
+    /// No room, and the fleet's store has not given a block in time. The text says what holds it.
+    #[error("{text}")]
+    BlockPending { pool: String, text: String },
     #[error("there is no network namespace at {name}: {text}")]
     NamespaceNotFound { name: String, text: String },
     #[error(

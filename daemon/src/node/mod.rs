@@ -53,6 +53,7 @@ pub mod drain;
 pub mod error;
 pub mod handle;
 mod names;
+mod parked;
 mod pools;
 mod show;
 pub mod spec;
@@ -79,7 +80,7 @@ pub use spec::{WorkloadId, WorkloadSpec};
 
 use crate::{
     config,
-    ipam::{Allocation, Ipam, Notice, Now},
+    ipam::{Allocation, Ipam, Notice, Now, Wanted},
     store::record::{Record, Recovered},
 };
 use handle::Added;
@@ -145,6 +146,11 @@ pub enum Output {
     Withdraw(IpNet),
     /// Tell the speaker.
     Drain(bgp::rib::Drain),
+    /// Claim a block with the fleet; answer with [`Node::handle_acquired`] and
+    /// [`Node::handle_acquire_failed`].
+    Acquire(Wanted),
+    /// The fleet may have the block again: it is gone from here, durably.
+    Return(IpNet),
     /// Once: the blocks of the earlier run are originated.
     OriginationsSynced,
     Reply {
@@ -334,6 +340,8 @@ pub struct Node {
     consumers: Option<Consumers>,
     release_unnamed_after: Duration,
     syncs: Syncs,
+    /// Adds that wait for a block to be claimed with the fleet, in their order.
+    parked: Vec<parked::Parked>,
     cursor: u64,
     /// Deletions of records that nobody needs any more; they go along with the next change.
     leftover: Vec<Record>,
@@ -380,6 +388,7 @@ impl Node {
             consumers: None,
             release_unnamed_after: settings.release_unnamed_after,
             syncs: Syncs::default(),
+            parked: Vec::new(),
             cursor: 0,
             leftover: Vec::new(),
             outputs: VecDeque::new(),
@@ -451,6 +460,7 @@ impl Node {
             self.ipam.poll_timeout(),
             self.drain_deadline(),
             release,
+            self.parked_deadline(),
         ]
         .into_iter()
         .flatten()
@@ -461,6 +471,7 @@ impl Node {
         self.claims_timeout(now);
         self.drain_timeout(now);
         self.sync_timeout(now);
+        self.parked_timeout(now);
         self.ipam.handle_timeout(now);
         self.follow_blocks();
         let (due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.retries)
@@ -631,6 +642,7 @@ impl Node {
 
     /// A caller is gone: its command goes on, its answer is not wanted any more.
     pub fn forget(&mut self, caller: Caller) {
+        self.parked.retain(|parked| parked.caller != caller);
         let awaited: Vec<WorkloadId> = self.awaited.iter().cloned().collect();
         for id in awaited {
             let Some(workload) = self.workloads.get_mut(&id) else {

@@ -122,6 +122,7 @@ fn of_bgp(running: &Bgp, new: &Bgp) -> Vec<String> {
         listen,
         install_routes,
         resilient_hashing,
+        mesh,
     );
     let mut alike = running.clone();
     alike.asn = new.asn;
@@ -130,6 +131,7 @@ fn of_bgp(running: &Bgp, new: &Bgp) -> Vec<String> {
     alike.listen.clone_from(&new.listen);
     alike.install_routes = new.install_routes;
     alike.resilient_hashing = new.resilient_hashing;
+    alike.mesh.clone_from(&new.mesh);
     alike.peers.clone_from(&new.peers);
     alike.ranges.clone_from(&new.ranges);
     alike.originate.clone_from(&new.originate);

@@ -274,6 +274,7 @@ impl Task {
                         outbox.put(ToSpeaker::Drain(drain));
                     }
                 }
+                Output::Acquire(_) | Output::Return(_) => {}
                 Output::OriginationsSynced => {
                     if let Some(outbox) = &mut self.to_speaker {
                         outbox.put(ToSpeaker::OriginationsSynced);

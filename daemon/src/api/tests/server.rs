@@ -178,6 +178,7 @@ async fn obliging(mut requests: mpsc::Receiver<Request>) {
         let now = Now::read();
         while let Some(output) = node.poll_output() {
             match output {
+                Output::Acquire(_) | Output::Return(_) => {}
                 Output::Persist { token, .. } => node.handle_persisted(now, token, Ok(())),
                 Output::Set(objects) => {
                     for id in objects.iter().map(|object| object.id()) {

@@ -66,6 +66,7 @@ impl Bench {
     pub(super) fn act(&mut self) {
         while let Some(action) = self.ipam.poll_action() {
             match action {
+                Action::Acquire(_) | Action::Return(_) => {}
                 Action::Local(_) => {}
                 Action::Claim(record) => self.ipam.block_persisted(record.cidr),
                 Action::Program(cidr) => self.ipam.block_active(self.now, cidr),
@@ -259,6 +260,7 @@ fn blocks_fill_one_after_the_other_until_nothing_is_left() {
             used: 256,
             cooling: 0,
             reserved: 0,
+            remote: false,
             next_free_in: None,
             also: Vec::new(),
         }

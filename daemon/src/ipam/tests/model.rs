@@ -97,6 +97,7 @@ impl Model {
     fn act(&mut self) {
         while let Some(action) = self.bench.ipam.poll_action() {
             match action {
+                Action::Acquire(_) | Action::Return(_) => {}
                 Action::Local(cidr) => panic!("{cidr} is of no bridge"),
                 Action::Claim(record) => {
                     let cidr = record.cidr;

@@ -122,6 +122,8 @@ const SETTINGS: config::Ipam = config::Ipam {
     claim_ahead: 75,
     release_empty_after: Duration::from_secs(20),
     release_unnamed_after: Duration::from_secs(10),
+    store: config::Store::Local,
+    etcd: None,
 };
 
 #[derive(Clone, Debug)]
@@ -546,6 +548,7 @@ impl World {
     fn drain(&mut self) {
         while let Some(output) = self.node.poll_output() {
             match output {
+                Output::Acquire(_) | Output::Return(_) => {}
                 Output::Persist { token, records } => self.store.push_back((token, records)),
                 Output::Set(objects) => {
                     for object in objects {
