@@ -3,6 +3,7 @@
 pub mod api;
 pub mod config;
 pub mod ctl;
+pub mod fleet;
 pub mod ipam;
 pub mod node;
 pub mod peers;

@@ -89,6 +89,8 @@ fn mapped(error: &Error) -> Mapped {
             retry: Some(Duration::from_secs(1)),
             ..with(Code::Unavailable, "BLOCK_PENDING", "pool", pool.clone())
         },
+        Error::FleetStore(_) => plain(Code::Unavailable, "FLEET_STORE_UNREACHABLE"),
+        Error::NodeNotFound(name) => with(Code::NotFound, "NODE_NOT_FOUND", "node", name.clone()),
         Error::NamespaceNotFound { name, .. } => with(
             Code::NotFound,
             "NAMESPACE_NOT_FOUND",

@@ -10,6 +10,7 @@ mod authority;
 mod check;
 pub mod error;
 mod explain;
+pub(crate) mod fleet;
 mod ipam;
 pub mod namespace;
 pub mod network;
@@ -78,6 +79,8 @@ pub struct Context {
     pub peers: PeersHandle,
     pub identity: Arc<Identity>,
     pub metrics: Arc<Metrics>,
+    /// `None`: ownership of blocks is a matter of the configuration.
+    pub fleet: Option<crate::fleet::Handle>,
 }
 
 impl fmt::Debug for Context {

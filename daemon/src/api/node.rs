@@ -7,7 +7,7 @@ use bgp::{driver::wall_clock, speaker::status::PeerState};
 use dataplane::desired::Kind;
 use tonic::{Request, Response, Status};
 
-use super::{Context, render};
+use super::{Context, fleet, render};
 use crate::{
     node::{Drain, Error, drain::MAX_TIMEOUT},
     peers::Effect,
@@ -60,6 +60,11 @@ impl NodeService for Node {
                 .map(render::duplicate_claim)
                 .collect(),
             recovery: Some(render::recovery(&node.recovery)),
+            fleet_store: self
+                .0
+                .fleet
+                .as_ref()
+                .map(|store| fleet::status(&store.view())),
             dataplane: Some(v1::Dataplane {
                 objects: render::count(dataplane.objects),
                 pending: render::count(dataplane.pending),
@@ -115,6 +120,21 @@ impl NodeService for Node {
             state: drain_state(drain).into(),
             withdrawn_at: withdrawn_at(drain),
         }))
+    }
+
+    async fn list_nodes(
+        &self,
+        _request: Request<v1::ListNodesRequest>,
+    ) -> Result<Response<v1::ListNodesResponse>, Status> {
+        Ok(Response::new(fleet::list(&self.0).await?))
+    }
+
+    async fn remove_node(
+        &self,
+        request: Request<v1::RemoveNodeRequest>,
+    ) -> Result<Response<v1::RemoveNodeResponse>, Status> {
+        let name = request.into_inner().name;
+        Ok(Response::new(fleet::remove(&self.0, &name).await?))
     }
 
     async fn undrain(

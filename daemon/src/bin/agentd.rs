@@ -4,6 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use agentd::{
     config::{Config, LogFormat},
+    fleet::migrate,
     runtime,
     telemetry::log::{self, Format},
 };
@@ -31,6 +32,10 @@ struct Arguments {
     /// Check the configuration and exit: 0, or 2 with file, line, key and reason of each error.
     #[arg(long)]
     check: bool,
+    /// Move the blocks of this node to the store of the configuration (ipam.store) and exit. The
+    /// agent must be stopped; workloads go on.
+    #[arg(long, conflicts_with = "check")]
+    migrate_store: bool,
 }
 
 fn main() -> ExitCode {
@@ -68,6 +73,18 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    if arguments.migrate_store {
+        return match runtime.block_on(migrate::run(&config)) {
+            Ok(text) => {
+                println!("{text}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("agentd: {error}");
+                ExitCode::from(6)
+            }
+        };
+    }
     let result = runtime.block_on(runtime::run(config, text));
     // What still runs is calls of clients that went away without closing.
     runtime.shutdown_background();

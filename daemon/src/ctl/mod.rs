@@ -11,6 +11,7 @@ mod client;
 mod drain;
 mod explain;
 mod ipam;
+mod node;
 mod output;
 mod peer;
 mod peer_show;
@@ -74,6 +75,9 @@ enum Command {
     Drain(drain::Arguments),
     /// Announce the blocks of the node again
     Undrain,
+    /// Look at the nodes of the fleet's store, and take one out that is gone
+    #[command(subcommand)]
+    Node(node::Command),
     /// Add, delete and look at workloads
     #[command(subcommand)]
     Workload(workload::Command),
@@ -123,6 +127,7 @@ async fn execute(cli: Cli) -> Result<ExitCode, Error> {
         Command::Status => status::run(&client, &mut out).await?,
         Command::Drain(arguments) => drain::drain(arguments, &client, &mut out).await?,
         Command::Undrain => drain::undrain(&client, &mut out).await?,
+        Command::Node(command) => node::run(command, &client, &mut out).await?,
         Command::Workload(command) => workload::run(command, &client, &mut out).await?,
         Command::Block(command) => block::run_block(command, &client, &mut out).await?,
         Command::Ipam(command) => return ipam::run(command, &client, &mut out).await,

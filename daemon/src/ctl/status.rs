@@ -1,6 +1,6 @@
 //! `agentctl status`.
 
-use agentd_proto::v1::{Dataplane, DuplicateClaim, GetStatusRequest, Recovery, Tunnel};
+use agentd_proto::v1::{Dataplane, DuplicateClaim, FleetStore, GetStatusRequest, Recovery, Tunnel};
 
 use super::{
     client::{Client, Error},
@@ -71,6 +71,14 @@ pub async fn run(client: &Client, out: &mut Output) -> Result<(), Error> {
                 status.routes_learned, status.routes_installed
             ),
         ),
+        (
+            "Fleet store",
+            status
+                .fleet_store
+                .as_ref()
+                .map(fleet_store)
+                .unwrap_or_default(),
+        ),
         ("Tunnels", tunnels.join("\n")),
         ("Kernel", kernel),
         ("At the start", recovery),
@@ -80,6 +88,40 @@ pub async fn run(client: &Client, out: &mut Output) -> Result<(), Error> {
         ),
         ("Last audit", time::moment(dataplane.last_audit_at.as_ref())),
     ])
+}
+
+/// The store that nodes agree in.
+fn fleet_store(store: &FleetStore) -> String {
+    let mut text = match (store.up, store.registered) {
+        (true, true) => format!("{}: up, node registered", store.kind),
+        (true, false) => format!("{}: up, node not registered", store.kind),
+        (false, _) => {
+            let since = time::moment(store.down_since.as_ref());
+            format!(
+                "{}: does not answer since {since}: {}",
+                store.kind, store.failure
+            )
+        }
+    };
+    if !store.refused.is_empty() {
+        text.push_str("\nrefused: ");
+        text.push_str(&store.refused);
+    }
+    if store.nodes > 0 {
+        text.push_str(&format!(
+            "\n{} nodes, {} alive",
+            store.nodes, store.nodes_alive
+        ));
+    }
+    text.push_str(&format!(
+        "\n{} blocks, {} being claimed, {} being given back; {} claims, {} retries",
+        store.blocks, store.claiming, store.returning, store.claims, store.retries
+    ));
+    for lost in &store.lost {
+        text.push_str("\nlost: ");
+        text.push_str(lost);
+    }
+    text
 }
 
 /// How often others were corrected, and in what.

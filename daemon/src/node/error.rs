@@ -8,6 +8,8 @@ use ipnet::IpNet;
 use super::spec::WorkloadId;
 use crate::ipam::Exhausted;
 
+use crate::fleet::{admin::RemoveError, ops::Failure};
+
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// A field of the request is malformed. The path is the proto's, such as `addresses[1]`.
@@ -49,6 +51,11 @@ pub enum Error {
     /// No room, and the fleet's store has not given a block in time. The text says what holds it.
     #[error("{text}")]
     BlockPending { pool: String, text: String },
+    #[error("there is no node {0} in the fleet's store, and no block of it")]
+    NodeNotFound(String),
+    /// The fleet's store does not answer.
+    #[error("etcd does not answer: {0}")]
+    FleetStore(String),
     #[error("there is no network namespace at {name}: {text}")]
     NamespaceNotFound { name: String, text: String },
     #[error(
@@ -163,6 +170,29 @@ impl Error {
         Error::PeerNotFound {
             name: name.to_owned(),
             text,
+        }
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        Error::FleetStore(failure.0)
+    }
+}
+
+impl From<RemoveError> for Error {
+    fn from(error: RemoveError) -> Self {
+        let reason = match &error {
+            RemoveError::Store(failure) => return failure.clone().into(),
+            RemoveError::Unknown(name) => return Error::NodeNotFound(name.clone()),
+            RemoveError::Itself(_) => "NODE_IS_THIS_ONE",
+            RemoveError::Alive(_) => "NODE_ALIVE",
+            RemoveError::Shown { .. } => "BLOCK_IN_BGP",
+            RemoveError::CameBack(_) => "NODE_CAME_BACK",
+        };
+        Error::Precondition {
+            reason,
+            text: error.to_string(),
         }
     }
 }

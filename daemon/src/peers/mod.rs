@@ -13,6 +13,7 @@
 mod apply;
 mod differences;
 mod merge;
+mod mesh;
 mod nearest;
 mod pools;
 mod reload;
@@ -34,7 +35,7 @@ pub use self::{
     saved::{SavedError, Shutdown},
     task::Manager,
 };
-use crate::{config::ConfigErrors, node::Error};
+use crate::{config::ConfigErrors, fleet::Member, node::Error};
 
 /// Commands that may wait.
 const QUEUE: usize = 64;
@@ -52,6 +53,8 @@ pub enum Command {
     Shutdown(String, String, Reply<Result<(), Error>>),
     Enable(String, Reply<Result<(), Error>>),
     Reload(Reply<Result<Report, ConfigErrors>>),
+    /// The registry of nodes has changed.
+    Mesh(Vec<Member>),
 }
 
 /// What is known of peers beyond what the speaker says.
@@ -142,6 +145,12 @@ impl PeersHandle {
     /// The errors of the file; then nothing has changed.
     pub async fn reload(&self) -> Result<Result<Report, ConfigErrors>, Error> {
         self.ask(Command::Reload).await
+    }
+
+    /// Who is in the mesh now.
+    pub async fn mesh(&self, members: Vec<Member>) {
+        // It fails only when the agent stops.
+        let _ = self.commands.send(Command::Mesh(members)).await;
     }
 
     pub fn facts(&self) -> Arc<Facts> {

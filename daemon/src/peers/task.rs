@@ -18,6 +18,7 @@ use super::{
     apply::{Applier, Entry},
     differences,
     merge::{field, has, merge},
+    mesh::Mesh,
     saved::{Added, Saved, SavedError},
     spec,
 };
@@ -40,12 +41,13 @@ pub struct Manager {
     saved: Saved,
     /// The pools that there were at the start.
     started_with: Vec<Pool>,
-    speaker: Option<Handle>,
+    pub(super) speaker: Option<Handle>,
     /// To whom a reload tells how pools are reached.
     pub tunnels: Option<Live>,
     /// To whom it tells which pools there are.
     pub node: Option<NodeHandle>,
-    import_pools: Arc<Policy>,
+    pub(super) import_pools: Arc<Policy>,
+    pub(super) mesh: Mesh,
 }
 
 impl Manager {
@@ -73,6 +75,7 @@ impl Manager {
             tunnels: None,
             node: None,
             import_pools: Arc::new(Policy::import_pools(&pools)),
+            mesh: Mesh::default(),
         })
     }
 
@@ -121,6 +124,10 @@ impl Manager {
                     let result = self.enable(&name).await;
                     facts(&self.saved);
                     let _ = reply.send(result);
+                }
+                Command::Mesh(members) => {
+                    self.mesh.members = members;
+                    self.follow_mesh(self.running.bgp.clone()).await;
                 }
                 Command::Reload(reply) => {
                     let result = self.reload().await;
@@ -262,6 +269,15 @@ impl Manager {
                     ),
                 });
             }
+            if self.mesh.running.contains_key(name) {
+                return Err(Error::Precondition {
+                    reason: "PEER_IN_MESH",
+                    text: format!(
+                        "peer {name:?} is a registered node of the mesh; when it is gone for good, \
+                         run: agentctl node remove {name}"
+                    ),
+                });
+            }
             // One that came from a range can be let go; else it is gone already.
             return match speaker.remove_peer(name).await {
                 Ok(()) => Ok(true),
@@ -371,10 +387,19 @@ impl Manager {
             }
             tracing::warn!(peer = name, reason, "a peer that the API added is left out");
         }
+        // An address that a configured peer takes over must be free.
+        let mut bgp = new.bgp.clone();
+        if let (Some(bgp), Some(running)) = (&mut bgp, &self.running.bgp) {
+            bgp.mesh.clone_from(&running.mesh);
+        }
+        self.follow_mesh(bgp).await;
         let mut report = Report::default();
         let pools_before = self.import_pools.clone();
         report.changes = self.change_pools(&new).await?;
         let reimport = pools_before != self.import_pools;
+        if reimport {
+            self.update_mesh().await;
+        }
         if let (Some(speaker), Some(running), Some(wanted)) =
             (&self.speaker, &mut self.running.bgp, &new.bgp)
         {
@@ -415,6 +440,10 @@ impl Manager {
         {
             tracing::error!(%error, "what is shut down could not be stored");
         }
+    }
+
+    pub fn import_pools(&self) -> &Arc<Policy> {
+        &self.import_pools
     }
 
     /// Where the configuration comes from.

@@ -8,6 +8,7 @@
 //! contacted, before the state is open, no other agent runs, and all ports are taken.
 
 mod carry;
+mod fleet;
 mod outbox;
 mod scrape;
 pub(crate) mod setup;
@@ -69,6 +70,8 @@ pub enum StartError {
     #[error(transparent)]
     Saved(#[from] SavedError),
     #[error(transparent)]
+    Fleet(#[from] fleet::FleetError),
+    #[error(transparent)]
     Socket(#[from] socket::SocketError),
     #[error(transparent)]
     Kernel(#[from] OpenError),
@@ -101,7 +104,7 @@ impl StartError {
             | StartError::Socket(socket::SocketError::InUse { .. }) => 3,
             StartError::Socket(_) | StartError::Speaker(_) | StartError::Metrics(_) => 4,
             StartError::Kernel(OpenError::Capability { .. }) => 5,
-            StartError::Store(_) | StartError::Saved(_) => 6,
+            StartError::Store(_) | StartError::Saved(_) | StartError::Fleet(_) => 6,
             StartError::Kernel(_)
             | StartError::NoDump
             | StartError::Signals(_)
@@ -116,12 +119,20 @@ pub async fn run(mut config: Config, text: String) -> Result<(), StartError> {
     let mut signals = Signals::new().map_err(StartError::Signals)?;
     let (store, completions, recovered) = Store::open(&config.node.state_dir)?;
     let mut manager = Manager::recover(&mut config, text)?;
+    let local = fleet::recover(&config, &recovered)?;
     let api_socket = socket::bind(&config.api.socket)?;
     let metrics_listener = match config.telemetry.metrics_listen {
         Some(address) => Some(serve::bind(address).await?),
         None => None,
     };
     let identity = Arc::new(setup::identity(&config)?);
+    if let Some(local) = &local {
+        let addresses = [
+            identity.address.map(IpAddr::V4),
+            identity.address6.map(IpAddr::V6),
+        ];
+        manager.remember_mesh(&identity.name, addresses, local.members());
+    }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         node = identity.name,
@@ -162,6 +173,11 @@ pub async fn run(mut config: Config, text: String) -> Result<(), StartError> {
             let restarting = restarting(&dataplane, &recovered).await;
             let mut config = setup::speaker(bgp, &pools, router_id, restarting)?;
             manager.mark_shutdowns(&mut config);
+            for peer in manager.mesh_peers() {
+                config
+                    .peers
+                    .push(setup::peer(peer, manager.import_pools())?);
+            }
             // From the first message on.
             config.drain = Drain::recovered(Now::read(), recovered.drained).announce();
             // So that one session carries the blocks of both families.
@@ -215,13 +231,32 @@ pub async fn run(mut config: Config, text: String) -> Result<(), StartError> {
         dataplane: dataplane.clone(),
         identity: identity.clone(),
     });
+    let fleet = local
+        .as_ref()
+        .and_then(|local| fleet::spawn(&config, &identity, local, &node));
     tokio::spawn(manager.run(speaker.clone(), ends));
+    // Kept open: without a store nothing ever comes.
+    let (to_node, from_fleet) = mpsc::channel(64);
+    let _to_node = to_node.clone();
+    let (fleet, told) = fleet.unzip();
+    if let (Some(handle), Some(told), Some(local)) = (fleet.clone(), told, local) {
+        let carrier = fleet::Carrier {
+            handle,
+            local,
+            directory: config.node.state_dir.clone(),
+            peers: peers.clone(),
+            network: network.clone(),
+            to_node,
+        };
+        tokio::spawn(carrier.run(told));
+    }
     let context = api::Context {
         node: handle,
         network: network.clone(),
         peers: peers.clone(),
         identity: identity.clone(),
         metrics: metrics.clone(),
+        fleet: fleet.clone(),
     };
     let (stop, stopped) = watch::channel(false);
     let (health, server) = api::server(
@@ -262,6 +297,7 @@ pub async fn run(mut config: Config, text: String) -> Result<(), StartError> {
         ready.clone(),
         metrics,
         peers.clone(),
+        fleet,
     );
     let inputs = Inputs {
         requests,
@@ -269,6 +305,7 @@ pub async fn run(mut config: Config, text: String) -> Result<(), StartError> {
         events,
         updates,
         acks: acks_queue,
+        fleet: from_fleet,
         stop: stopped,
         own_addresses: Box::new(move |all| setup::own_addresses(&config, all)),
     };

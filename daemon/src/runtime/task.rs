@@ -30,6 +30,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::outbox::{Outbox, ToDataplane, ToSpeaker};
 use crate::{
     api::Health,
+    fleet,
     ipam::Now,
     node::{
         Caller, Drain, Error, Node, Output, Reply, Token,
@@ -89,6 +90,8 @@ pub(super) struct Inputs {
     /// `None`: no speaker runs.
     pub(super) updates: Option<bgp::driver::Updates>,
     pub(super) acks: mpsc::Receiver<Ack>,
+    /// What the fleet's store says of blocks; silent without one.
+    pub(super) fleet: mpsc::Receiver<fleet::Event>,
     pub(super) stop: watch::Receiver<bool>,
     pub(super) own_addresses: Box<OwnAddresses>,
 }
@@ -119,6 +122,8 @@ pub(super) struct Task {
     syncs: HashMap<SyncId, mpsc::Sender<SyncEvent>>,
     /// For those that watch peers.
     peers: PeersHandle,
+    /// `None`: blocks are not agreed on with other nodes.
+    fleet: Option<fleet::Handle>,
     /// Names of the peers that are Established.
     established: HashSet<String>,
 }
@@ -135,6 +140,7 @@ impl Task {
         ready: Arc<AtomicBool>,
         metrics: Arc<Metrics>,
         peers: PeersHandle,
+        fleet: Option<fleet::Handle>,
     ) -> Self {
         Self {
             node,
@@ -150,6 +156,7 @@ impl Task {
             watchers: Vec::new(),
             syncs: HashMap::new(),
             peers,
+            fleet,
             established: HashSet::new(),
         }
     }
@@ -200,6 +207,7 @@ impl Task {
                     let Some(events) = events else { return End::Lost("dataplane") };
                     self.dataplane(events, &*inputs.own_addresses);
                 }
+                Some(event) = inputs.fleet.recv() => self.fleet(event),
                 ack = inputs.acks.recv() => {
                     let Some(ack) = ack else { return End::Lost("speaker") };
                     self.acknowledged(ack);
@@ -274,7 +282,16 @@ impl Task {
                         outbox.put(ToSpeaker::Drain(drain));
                     }
                 }
-                Output::Acquire(_) | Output::Return(_) => {}
+                Output::Acquire(wanted) => {
+                    if let Some(fleet) = &self.fleet {
+                        fleet.acquire(wanted);
+                    }
+                }
+                Output::Return(cidr) => {
+                    if let Some(fleet) = &self.fleet {
+                        fleet.give_back(cidr);
+                    }
+                }
                 Output::OriginationsSynced => {
                     if let Some(outbox) = &mut self.to_speaker {
                         outbox.put(ToSpeaker::OriginationsSynced);
@@ -673,6 +690,18 @@ impl Task {
                 }
             }
             Ack::Advertised(counts) => self.node.handle_advertised(counts),
+        }
+    }
+
+    fn fleet(&mut self, event: fleet::Event) {
+        let now = Now::read();
+        match event {
+            fleet::Event::Acquired { pool, block } => self.node.handle_acquired(now, &pool, block),
+            fleet::Event::AcquireFailed { pool, block, why } => {
+                self.node.handle_acquire_failed(now, &pool, block, why);
+            }
+            // Shown by the status; the rest is for others.
+            fleet::Event::Lost { .. } | fleet::Event::Nodes(_) | fleet::Event::Reclaim(_) => {}
         }
     }
 

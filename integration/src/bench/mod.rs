@@ -14,6 +14,7 @@
 //! * [`scale`]: many workloads
 //! * [`ecmp`]: the loss of one of two routers
 //! * [`cni`]: workloads through CNI plugins
+//! * [`claims`]: blocks from an etcd that many agents share
 //! * [`rest`]: a node while nothing happens, and after a crash
 //! * [`results`]: figures of the last runs; [`aims`]: what they are to reach; [`chart`]: a picture
 //! * [`report`]: tables on the terminal and in `docs/benchmarks`
@@ -21,6 +22,7 @@
 pub mod aims;
 pub mod attach;
 pub mod chart;
+pub mod claims;
 pub mod cni;
 pub mod ecmp;
 pub mod fib;

@@ -95,7 +95,7 @@ impl AgentConfig {
         }
         writeln!(
             text,
-            "\n[ipam]\nstore = \"local\"\nclaim = {:?}\ncooldown = {:?}\n{}",
+            "\n[ipam]\nclaim = {:?}\ncooldown = {:?}\n{}",
             self.claim, self.cooldown, self.ipam
         )?;
         writeln!(text, "\n[bgp]\nasn = {}\n{}", self.asn, self.bgp)?;

@@ -19,6 +19,8 @@ pub mod binaries;
 pub mod bird;
 pub mod client;
 pub mod config;
+pub mod etcd;
+pub mod fleet;
 pub mod flood;
 pub mod guest;
 pub mod monitor;

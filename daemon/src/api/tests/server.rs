@@ -380,6 +380,7 @@ pub(super) async fn start() -> Server {
             router_id: Some("192.0.2.1".parse().unwrap()),
         }),
         metrics: Arc::new(Metrics::new(0)),
+        fleet: None,
     };
     let (stop, stopped) = oneshot::channel();
     let stopped = async {

@@ -1,0 +1,7 @@
+//! Agents that agree on blocks in a real etcd.
+
+mod claims;
+mod migration;
+mod nodes;
+mod outage;
+mod security;
