@@ -6,16 +6,13 @@ use std::{
     time::Duration,
 };
 
-use bgp::{
-    rib::Role,
-    speaker::config::{LongLived, RemoteAs},
-    types::{Asn, Family},
-};
+use bgp::{rib::Role, speaker::config::LongLived, types::Family};
 use ipnet::IpNet;
 
 use super::{
     Bgp, ExportPolicy, GracefulRestart, ImportPolicy, Node, Password, Peer, PeerRange, Pool, Store,
     document::{Found, Section},
+    mesh,
     neighbor::{self, Neighbor, Neighbors},
     originate, paths,
     policy::Named,
@@ -42,15 +39,15 @@ const ROLES: [(&str, Role); 5] = [
 
 /// What peers inherit when they do not say otherwise.
 #[derive(Clone)]
-struct Inherited {
-    import: ImportPolicy,
-    export: ExportPolicy,
-    hold_time: Duration,
-    connect_retry_time: Duration,
-    idle_hold_time: Duration,
-    idle_hold_time_max: Duration,
-    graceful_restart: Option<GracefulRestart>,
-    long_lived: Option<LongLived>,
+pub(super) struct Inherited {
+    pub(super) import: ImportPolicy,
+    pub(super) export: ExportPolicy,
+    pub(super) hold_time: Duration,
+    pub(super) connect_retry_time: Duration,
+    pub(super) idle_hold_time: Duration,
+    pub(super) idle_hold_time_max: Duration,
+    pub(super) graceful_restart: Option<GracefulRestart>,
+    pub(super) long_lived: Option<LongLived>,
 }
 
 /// `None` after an error that leaves nothing to return; `Some(None)` without the section.
@@ -75,7 +72,7 @@ pub(super) fn read(
     let listen = read_listen(&mut section);
     let install_routes = section.boolean("install_routes");
     let resilient_hashing = tunnel::read_resilient(&mut section);
-    let mesh = read_mesh(&mut section, store, node);
+    let mesh = mesh::read(&mut section, store, node);
     let inherited = read_inherited(
         &mut section,
         named,
@@ -103,7 +100,7 @@ pub(super) fn read(
     let mesh = mesh
         .then(|| {
             asn.as_ref()
-                .map(|asn| Box::new(mesh_peer(asn.value, &inherited)))
+                .map(|asn| Box::new(mesh::peer(asn.value, &inherited)))
         })
         .flatten();
     let mut neighbors = Neighbors::default();
@@ -133,58 +130,6 @@ pub(super) fn read(
         ranges: neighbors.ranges,
         mesh,
     }))
-}
-
-/// Whether there is a full mesh with the registered nodes.
-fn read_mesh(section: &mut Section<'_, '_, '_>, store: Store, node: Option<&Node>) -> bool {
-    let Some(Found { value: true, span }) = section.boolean("mesh") else {
-        return false;
-    };
-    if store != Store::Etcd {
-        let reason = "needs ipam.store = \"etcd\", where nodes are registered";
-        section.error("mesh", Some(span), reason);
-    } else if node.is_some_and(|node| node.address.is_none() && node.address6.is_none()) {
-        let reason = "needs node.address or node.address6, where the others reach this node";
-        section.error("mesh", Some(span), reason);
-    }
-    true
-}
-
-/// What each peer of the mesh is; the registry gives name and address.
-fn mesh_peer(asn: u32, inherited: &Inherited) -> Peer {
-    let own = inherited.clone();
-    Peer {
-        name: String::new(),
-        address: Ipv4Addr::UNSPECIFIED.into(),
-        port: defaults::BGP_PORT,
-        asn: RemoteAs::Exactly(Asn(asn)),
-        local_address: None,
-        passive: false,
-        route_reflector_client: false,
-        password: None,
-        ttl_security: None,
-        multihop: None,
-        families: Family::ALL.to_vec(),
-        add_path_receive: false,
-        add_path_send: 0,
-        extended_next_hop: None,
-        max_prefixes: None,
-        max_prefixes_warning: None,
-        max_prefixes_restart: None,
-        local_as: None,
-        allow_own_as: 0,
-        next_hop_self: false,
-        remove_private_as: false,
-        import: own.import,
-        export: own.export,
-        hold_time: own.hold_time,
-        connect_retry_time: own.connect_retry_time,
-        idle_hold_time: own.idle_hold_time,
-        idle_hold_time_max: own.idle_hold_time_max,
-        role: None,
-        graceful_restart: own.graceful_restart,
-        long_lived: own.long_lived,
-    }
 }
 
 fn read_listen(section: &mut Section<'_, '_, '_>) -> Vec<SocketAddr> {

@@ -20,6 +20,7 @@ mod bridge_tests;
 mod document;
 mod error;
 mod etcd;
+mod mesh;
 mod neighbor;
 mod originate;
 mod paths;

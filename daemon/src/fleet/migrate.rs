@@ -43,6 +43,8 @@ pub async fn run(config: &Config) -> Result<String, MigrateError> {
     if local.store == target {
         return Ok(format!("the store of this node is {target} already"));
     }
+    // Before anything is registered under the identity.
+    local.save(&config.node.state_dir)?;
     let blocks = shared_blocks(&recovered);
     let note = match (config.ipam.store, &config.ipam.etcd) {
         (config::Store::Etcd, Some(etcd)) => to_etcd(config, etcd, &local, &blocks).await?,

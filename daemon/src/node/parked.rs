@@ -12,6 +12,8 @@ use crate::ipam::{Now, Refusal};
 
 /// How long an add waits for a block.
 const PATIENCE: Duration = Duration::from_secs(4);
+/// Between two tries: an address may become free meanwhile, without any block.
+const AGAIN: Duration = Duration::from_millis(250);
 
 #[derive(Clone, Debug)]
 pub(super) struct Parked {
@@ -20,6 +22,7 @@ pub(super) struct Parked {
     spec: Box<WorkloadSpec>,
     wait: WaitFor,
     until: Instant,
+    again: Instant,
 }
 
 impl Node {
@@ -65,6 +68,7 @@ impl Node {
             spec,
             wait,
             until: now.instant + PATIENCE,
+            again: now.instant + AGAIN,
         });
     }
 
@@ -80,7 +84,8 @@ impl Node {
     }
 
     pub(super) fn parked_deadline(&self) -> Option<Instant> {
-        self.parked.iter().map(|parked| parked.until).min()
+        let times = self.parked.iter();
+        times.map(|parked| parked.until.min(parked.again)).min()
     }
 
     pub(super) fn parked_timeout(&mut self, now: Now) {
@@ -98,6 +103,7 @@ impl Node {
                 spec,
                 wait,
                 until,
+                ..
             } = parked;
             if self.workloads.contains_key(&id) {
                 self.handle_add(now, caller, id, spec, wait);
@@ -112,6 +118,7 @@ impl Node {
                         spec,
                         wait,
                         until,
+                        again: now.instant + AGAIN,
                     });
                 }
                 Err(error) => self.reply_add(caller, Err(error)),

@@ -6,7 +6,7 @@ use bgp::{
 };
 
 use crate::{
-    api,
+    api, fleet,
     telemetry::{
         metrics::{
             KindLabel, Metrics, PeerDirection, PeerFaults, PeerLabel, PeerMessages, PeerPrefixes,
@@ -25,7 +25,15 @@ impl serve::Refresh for Scrape {
     async fn refresh(&self, metrics: &Metrics) {
         let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         let state = |state| StateLabel { state };
-        let api::Context { node, network, .. } = &self.0;
+        let api::Context {
+            node,
+            network,
+            fleet,
+            ..
+        } = &self.0;
+        if let Some(fleet) = fleet {
+            fleet_series(metrics, &fleet.view().status);
+        }
         if let Ok(status) = node.status().await {
             let ok = status.workloads.saturating_sub(status.workloads_failed);
             let set = |label, value| {
@@ -169,6 +177,35 @@ impl serve::Refresh for Scrape {
                     .set(gauge(packets));
             }
         }
+    }
+}
+
+fn fleet_series(metrics: &Metrics, status: &fleet::Status) {
+    let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+    let up = status.state == fleet::State::Up && status.registered;
+    metrics.fleet_up.set(i64::from(up));
+    metrics.fleet_claims.set(gauge(status.claims));
+    metrics.fleet_retries.set(gauge(status.retries));
+    metrics.fleet_requests.set(gauge(status.requests));
+    metrics.fleet_failures.set(gauge(status.failures));
+    for (state, blocks) in [
+        ("held", status.held),
+        ("claiming", status.claiming),
+        ("returning", status.returning),
+        ("lost", status.lost.len()),
+    ] {
+        metrics
+            .fleet_blocks
+            .get_or_create(&StateLabel { state })
+            .set(count(blocks));
+    }
+    let away = status.nodes.saturating_sub(status.nodes_alive);
+    for (state, nodes) in [("alive", status.nodes_alive), ("away", away)] {
+        metrics
+            .fleet_nodes
+            .get_or_create(&StateLabel { state })
+            .set(count(nodes));
     }
 }
 

@@ -69,6 +69,13 @@ pub const TABLE: &[Row] = &[
     ("agentd_filter_repairs", "gauge", "", &[], "Times the nftables table was changed by others and put back, since the agent's start"),
     ("agentd_filter_dropped_packets", "gauge", "", &["reason"], "Packets from workloads dropped since the table was made: source_address, router_advertisement, redirect, loopback_destination"),
     ("agentd_dataplane_conflicts", "gauge", "", &[], "Foreign objects that stand where the agent's should"),
+    ("agentd_fleet_up", "gauge", "", &[], "1 when the fleet's store (etcd) has answered the last request and knows this node"),
+    ("agentd_fleet_claims", "gauge", "", &[], "Blocks claimed since the agent's start"),
+    ("agentd_fleet_retries", "gauge", "", &[], "Claims since the agent's start that found every candidate taken"),
+    ("agentd_fleet_requests", "gauge", "", &[], "Requests to the fleet's store since the agent's start"),
+    ("agentd_fleet_failures", "gauge", "", &[], "Requests to the fleet's store without an answer since the agent's start"),
+    ("agentd_fleet_blocks", "gauge", "", &["state"], "Blocks by state: held, claiming, returning, lost (used here, held by another node)"),
+    ("agentd_fleet_nodes", "gauge", "", &["state"], "Nodes of the registry, when it is followed, by state: alive, away"),
 ];
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -196,6 +203,13 @@ pub struct Metrics {
     pub dataplane_writes: Gauge,
     pub dataplane_repairs: Family<KindLabel, Gauge>,
     pub dataplane_conflicts: Gauge,
+    pub fleet_up: Gauge,
+    pub fleet_claims: Gauge,
+    pub fleet_retries: Gauge,
+    pub fleet_requests: Gauge,
+    pub fleet_failures: Gauge,
+    pub fleet_blocks: Family<StateLabel, Gauge>,
+    pub fleet_nodes: Family<StateLabel, Gauge>,
     pub filter_right: Gauge,
     pub filter_ports: Gauge,
     pub filter_transactions: Family<ResultLabel, Gauge>,
@@ -263,6 +277,13 @@ impl Metrics {
             dataplane_writes = "agentd_dataplane_writes",
             dataplane_repairs = "agentd_dataplane_repairs",
             dataplane_conflicts = "agentd_dataplane_conflicts",
+            fleet_up = "agentd_fleet_up",
+            fleet_claims = "agentd_fleet_claims",
+            fleet_retries = "agentd_fleet_retries",
+            fleet_requests = "agentd_fleet_requests",
+            fleet_failures = "agentd_fleet_failures",
+            fleet_blocks = "agentd_fleet_blocks",
+            fleet_nodes = "agentd_fleet_nodes",
             filter_right = "agentd_filter_right",
             filter_ports = "agentd_filter_ports",
             filter_transactions = "agentd_filter_transactions",
@@ -339,6 +360,8 @@ mod tests {
             &metrics.workloads,
             &metrics.blocks,
             &metrics.dataplane_objects,
+            &metrics.fleet_blocks,
+            &metrics.fleet_nodes,
         ] {
             drop(family.get_or_create(&state));
         }

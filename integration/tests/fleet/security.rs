@@ -31,13 +31,13 @@ fn a_wrong_password_or_authority_is_said_tried_again_and_put_right_without_a_res
             .replace(&format!("ca = {:?}", files.ca), &format!("ca = {ca:?}"));
         let agent = fleet.agent(1, config)?;
         agent.start()?;
-        wait_said(lab, &agent, "UnknownIssuer")?;
+        wait_said(lab, &agent, "invalid peer certificate")?;
         let namespace = lab.namespace("early")?;
         let refused = agent
             .client()
             .add(lab::workload::request("early", &namespace));
         ensure!(
-            format!("{refused:?}").contains("UnknownIssuer"),
+            format!("{refused:?}").contains("invalid peer certificate"),
             "{refused:?}"
         );
 

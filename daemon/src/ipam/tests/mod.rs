@@ -6,6 +6,7 @@ use std::{
 };
 
 mod model;
+mod remote;
 
 use super::*;
 use crate::{
