@@ -36,6 +36,7 @@ pub struct Outcome {
 }
 
 /// Agents that are registered and wait for nothing.
+#[derive(Debug)]
 pub struct Agents {
     runtime: tokio::runtime::Runtime,
     agents: Vec<(Handle, mpsc::Receiver<Event>)>,
