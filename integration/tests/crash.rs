@@ -461,7 +461,7 @@ fn client(
     namespaces: &[Netns],
     seed: u64,
     operations: usize,
-    done: &AtomicUsize,
+    (done, acknowledged): (&AtomicUsize, &AtomicUsize),
     given_up: &AtomicBool,
 ) -> Result<BTreeMap<String, Known>> {
     let client = Client::new(socket)?;
@@ -486,6 +486,7 @@ fn client(
             };
             match result {
                 Ok(state) => {
+                    acknowledged.fetch_add(1, Ordering::Relaxed);
                     let before = known.insert(id.to_owned(), state.clone());
                     if let (Some(Known::Lives(before)), Known::Lives(now)) = (before, &state) {
                         ensure!(before == *now, "{id} had {before:?} and has {now:?}");
@@ -528,6 +529,7 @@ fn with_kill_9_every_second_under_eight_clients_nothing_is_lost_leaked_or_given_
             })
             .collect::<Result<_>>()?;
         let (done, given_up) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let acknowledged = AtomicUsize::new(0);
         let knowledge = Mutex::new(BTreeMap::new());
         let begun = Instant::now();
         let mut kills = 0;
@@ -536,9 +538,11 @@ fn with_kill_9_every_second_under_eight_clients_nothing_is_lost_leaked_or_given_
                 .zip(&namespaces)
                 .map(|(seed, own)| {
                     let (done, given_up, knowledge) = (&done, &given_up, &knowledge);
+                    let acknowledged = &acknowledged;
                     let socket = agent.socket();
                     scope.spawn(move || -> Result<()> {
-                        let known = client(&socket, own, seed, operations, done, given_up)?;
+                        let counters = (done, acknowledged);
+                        let known = client(&socket, own, seed, operations, counters, given_up)?;
                         knowledge.lock().expect("no holder panics").extend(known);
                         Ok(())
                     })
@@ -546,12 +550,19 @@ fn with_kill_9_every_second_under_eight_clients_nothing_is_lost_leaked_or_given_
                 .collect();
             let result = (|| {
                 while clients.iter().any(|client| !client.is_finished()) {
+                    let before = acknowledged.load(Ordering::Relaxed);
                     std::thread::sleep(Duration::from_secs(1));
+                    // A machine that is too slow to start within a second gets no further.
+                    lab.wait_until("something is acknowledged", PATIENCE, || {
+                        acknowledged.load(Ordering::Relaxed) > before
+                            || clients.iter().all(|client| client.is_finished())
+                    })?;
                     agent.kill()?;
                     kills += 1;
-                    agent.start()?;
+                    agent.launch()?;
                 }
-                Ok(())
+                agent.kill()?;
+                agent.start()
             })();
             given_up.store(result.is_err(), Ordering::Relaxed);
             for client in clients {
