@@ -27,13 +27,14 @@ impl Workloads {
         &self,
         request: Request<v1::AddWorkloadRequest>,
     ) -> Result<v1::AddWorkloadResponse, Error> {
-        let deadline = deadline(request.metadata());
+        // Counted from here: what follows takes time as well.
+        let deadline = deadline(request.metadata()).map(|left| tokio::time::Instant::now() + left);
         let (id, spec, wait_for) = self.parsed(request.into_inner()).await?;
         let add = self.0.node.add(id.clone(), spec, wait_for);
         let added = match (wait_for, deadline) {
             // The caller's deadline would end the call anyhow; ending it a little earlier lets
             // the answer say that the workload stays.
-            (WaitFor::Advertised, Some(deadline)) => tokio::time::timeout(deadline, add)
+            (WaitFor::Advertised, Some(deadline)) => tokio::time::timeout_at(deadline, add)
                 .await
                 .map_err(|_| Error::NotAdvertised(id))??,
             _ => add.await?,
@@ -104,6 +105,9 @@ impl Workloads {
     }
 }
 
+/// The most that an answer gets of the time of its call.
+const MOST_ROOM: Duration = Duration::from_millis(250);
+
 /// What is left for the call, less room to answer. The header is ASCII digits and a unit (gRPC over
 /// HTTP/2, "Timeout").
 fn deadline(metadata: &tonic::metadata::MetadataMap) -> Option<Duration> {
@@ -119,7 +123,7 @@ fn deadline(metadata: &tonic::metadata::MetadataMap) -> Option<Duration> {
         "n" => Duration::from_nanos(value.into()),
         _ => return None,
     };
-    Some(timeout - (timeout / 10).min(Duration::from_millis(50)))
+    Some(timeout - (timeout / 10).min(MOST_ROOM))
 }
 
 #[tonic::async_trait]
