@@ -72,8 +72,13 @@ impl Session {
             State::Idle(Idle::Stopped) => return false,
             State::Idle(Idle::Held { until }) => {
                 let rests = self.rests_until.is_some_and(|until| cx.now < until);
-                if rests || self.settings.refuse_while_held || self.returns.is_exceeded(cx.now) {
+                if rests || self.settings.refuse_while_held {
                     return false;
+                }
+                let wait = self.returns.wait(cx.now);
+                if !wait.is_zero() {
+                    self.park_for(cx, connection, wait);
+                    return true;
                 }
                 let until = *until;
                 self.leave_hold(until);
@@ -153,7 +158,7 @@ impl Session {
         message: Result<Message, Notification>,
     ) -> Received {
         if self.is_parked(connection) {
-            self.parked_message(cx, message);
+            self.parked_message(cx, connection, message);
             return Received::Nothing;
         }
         let Some(phase) = self.phase(connection) else {

@@ -20,8 +20,7 @@
 //! Deliberate choices: a lost connection and a received Cease do not hold the session in Idle, so
 //! that a restarted peer is taken back at once; protocol errors do, and so does a neighbour that
 //! keeps failing, with doubling time. While held nothing is dialled; a neighbour that connects is
-//! served all the same, up to a rate that a storm of reconnects cannot pass. Beyond it connections
-//! are refused without a message.
+//! served all the same, and a storm of reconnects is slowed down, by milliseconds for each.
 
 mod deadlines;
 mod ending;
@@ -66,7 +65,7 @@ pub(crate) struct Settings {
     pub(crate) families: [bool; 2],
     pub(crate) passive: bool,
     /// Take no connection while held after an error. Else a neighbour that comes by itself is
-    /// served, up to a rate.
+    /// served.
     pub(crate) refuse_while_held: bool,
     pub(crate) timers: Timers,
     /// Advertised restart time; `None` turns graceful restart off.

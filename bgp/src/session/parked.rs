@@ -1,14 +1,18 @@
-//! A second connection that a neighbour opens while its first still stands.
+//! A connection that waits for a moment before it gets our OPEN: a second one that a neighbour opens
+//! while its first still stands, or one of a neighbour that comes back too fast after errors.
 //!
 //! A neighbour that closes and connects again at once can be heard here in the other order: the
 //! new connection first, then the end of the old one. So a connection that collides with one that
 //! is beyond its OPEN is not refused at once: it waits, without an OPEN of ours, for a moment. When
 //! the older one ends meanwhile it takes its place; when the OPEN it brings decides the collision
 //! in its favour, the older one goes; else it is closed with Cease 6/7 (RFC 4271 §6.8).
+//!
+//! A neighbour that errs and comes back in an endless storm is slowed down and never refused: its
+//! connection has its place at once and gets our OPEN a few milliseconds later.
 
 use std::time::{Duration, Instant};
 
-use super::{Action, Context, Packet, Session, Stage, State, ending::Failure};
+use super::{Action, Context, Idle, Packet, Session, Stage, State, ending::Failure};
 use crate::{
     message::{Message, Notification, Open},
     types::ConnectionId,
@@ -29,12 +33,22 @@ pub(super) struct Parked {
 }
 
 impl Session {
-    /// At most one waits; the newer one counts.
+    /// Until the older connection has ended, or is known to stay.
     pub(super) fn park(&mut self, cx: &mut Context<'_>, connection: ConnectionId) {
+        self.park_for(cx, connection, PATIENCE);
+    }
+
+    /// At most one waits; the newer one counts.
+    pub(super) fn park_for(
+        &mut self,
+        cx: &mut Context<'_>,
+        connection: ConnectionId,
+        wait: Duration,
+    ) {
         self.refuse_parked(cx);
         self.parked = Some(Parked {
             connection,
-            until: cx.now + PATIENCE,
+            until: cx.now + wait,
             open: None,
         });
     }
@@ -45,8 +59,21 @@ impl Session {
             .is_some_and(|parked| parked.connection == connection)
     }
 
-    /// The older connection has not ended by itself.
+    /// No older connection is in the way.
+    fn place_is_free(&self) -> bool {
+        match &self.state {
+            State::Idle(Idle::Held { .. }) => true,
+            State::Trying(trying) => trying.incoming.is_none(),
+            State::Idle(Idle::Stopped) | State::Established(_) => false,
+        }
+    }
+
+    /// It has waited long enough: it takes the free place, or the older connection has not ended by
+    /// itself.
     pub(super) fn decide_parked(&mut self, cx: &mut Context<'_>) {
+        if self.place_is_free() {
+            return self.unpark(cx);
+        }
         let older = match &self.state {
             State::Trying(trying) => trying
                 .incoming
@@ -81,8 +108,15 @@ impl Session {
     pub(super) fn parked_message(
         &mut self,
         cx: &mut Context<'_>,
+        connection: ConnectionId,
         message: Result<Message, Notification>,
     ) {
+        if self.place_is_free() && !matches!(message, Ok(Message::Open(_))) {
+            // Out of order in any case: it is answered as on a connection that need not wait.
+            self.unpark(cx);
+            self.message(cx, connection, message);
+            return;
+        }
         match message {
             Ok(Message::Open(open)) => {
                 if let Some(parked) = &mut self.parked {
@@ -112,15 +146,13 @@ impl Session {
         if self.parked.is_none() {
             return;
         }
-        let until = match &self.state {
-            State::Idle(super::Idle::Held { until }) => Some(*until),
-            State::Trying(trying) if trying.incoming.is_none() => None,
-            State::Idle(_) | State::Trying(_) | State::Established(_) => return,
-        };
+        if !self.place_is_free() {
+            return;
+        }
         let Some(parked) = self.parked.take() else {
             return;
         };
-        if let Some(until) = until {
+        if let State::Idle(Idle::Held { until }) = self.state {
             self.leave_hold(until);
         }
         let pending = self.open_connection(cx, parked.connection);

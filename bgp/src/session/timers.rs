@@ -46,19 +46,23 @@ pub(super) struct Rate {
 }
 
 impl Rate {
-    const INTERVAL: Duration = Duration::from_secs(1);
-    const BURST: u32 = 4000;
+    /// Also the longest wait.
+    pub(super) const INTERVAL: Duration = Duration::from_millis(5);
+    pub(super) const BURST: u32 = 4000;
 
     /// It has happened.
     pub(super) fn count(&mut self, now: Instant) {
         let start = self.clear_at.map_or(now, |at| at.max(now));
-        self.clear_at = Some(start + Self::INTERVAL);
+        // What happened without a wait must not add to the waits of later ones.
+        let most = now + Self::INTERVAL * (Self::BURST + 1);
+        self.clear_at = Some((start + Self::INTERVAL).min(most));
     }
 
-    /// Whether it happens too often.
-    pub(super) fn is_exceeded(&self, now: Instant) -> bool {
-        self.clear_at
-            .is_some_and(|at| at > now + Self::INTERVAL * Self::BURST)
+    /// How long the next one has to wait.
+    pub(super) fn wait(&self, now: Instant) -> Duration {
+        self.clear_at.map_or(Duration::ZERO, |at| {
+            at.saturating_duration_since(now + Self::INTERVAL * Self::BURST)
+        })
     }
 }
 

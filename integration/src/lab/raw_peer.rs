@@ -92,6 +92,8 @@ pub struct RawPeer {
     pub remote_open: Vec<u8>,
     pub table: Table,
     pub keepalives: u32,
+    /// How often the speaker closed without a word before it served this connection.
+    pub refusals: u32,
 }
 
 impl RawPeer {
@@ -151,6 +153,7 @@ impl RawPeer {
             remote_open: Vec::new(),
             table: Table::default(),
             keepalives: 0,
+            refusals: 0,
         })
     }
 
@@ -165,6 +168,7 @@ impl RawPeer {
     /// rests after an error refuses. The OPEN of the speaker has been read then.
     pub fn connect_until_served(local: Ipv4Addr, remote: SocketAddr) -> Result<Self> {
         let deadline = Instant::now() + Duration::from_secs(15);
+        let mut refusals = 0;
         loop {
             let mut peer = Self::connect(local, remote)?;
             match peer.event(SOON)? {
@@ -173,6 +177,7 @@ impl RawPeer {
                     body,
                 } => {
                     peer.remote_open = body;
+                    peer.refusals = refusals;
                     return Ok(peer);
                 }
                 Event::Closed => {
@@ -180,6 +185,7 @@ impl RawPeer {
                         Instant::now() < deadline,
                         "connections are refused for too long"
                     );
+                    refusals += 1;
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 other => bail!("in place of an OPEN: {other:?}"),

@@ -113,8 +113,16 @@ fn mutated_messages_harm_nobody_else() {
         let mut random = Random(seed.max(1));
         let before = memory(world)?;
         let mut peer = world.peer(11)?;
-        let (mut resets, mut survived) = (0, 0);
+        let (mut resets, mut survived, mut refusals) = (0, 0, 0);
+        let mut thousand = Instant::now();
         for number in 0..mutations {
+            if number > 0 && number % 1000 == 0 {
+                println!(
+                    "{number} mutations, the last thousand in {:?}",
+                    thousand.elapsed()
+                );
+                thousand = Instant::now();
+            }
             let mut message = seeds[random.below(seeds.len())].clone();
             mutate(&mut random, &mut message);
             cases.case(&format!("mutation {number}: {message:02x?}"), || {
@@ -146,6 +154,7 @@ fn mutated_messages_harm_nobody_else() {
                 }
                 peer.close();
                 peer = world.peer(11)?;
+                refusals += peer.refusals;
                 Ok(())
             });
             if number % 100 == 0 {
@@ -156,6 +165,13 @@ fn mutated_messages_harm_nobody_else() {
             }
         }
         println!("{resets} resets seen, {survived} survived or not yet answered");
+        cases.case("whoever comes back is served", || {
+            ensure!(
+                world::is_bird() || refusals == 0,
+                "{refusals} connections were refused"
+            );
+            Ok(())
+        });
         cases.case("the others have not noticed", || {
             observer.drain()?;
             bystander.drain()?;

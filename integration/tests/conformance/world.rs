@@ -195,7 +195,7 @@ impl Pair {
     }
 }
 
-/// Runs cases and keeps what failed.
+/// Runs cases and keeps what failed, which is also said when it happens: a long run may be cut off.
 #[derive(Debug, Default)]
 pub struct Cases {
     passed: usize,
@@ -206,7 +206,11 @@ impl Cases {
     pub fn case(&mut self, name: &str, body: impl FnOnce() -> Result<()>) {
         match body() {
             Ok(()) => self.passed += 1,
-            Err(error) => self.failed.push(format!("{name}: {error:#}")),
+            Err(error) => {
+                let failure = format!("{name}: {error:#}");
+                println!("failed: {failure}");
+                self.failed.push(failure);
+            }
         }
     }
 

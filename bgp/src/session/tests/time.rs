@@ -1,6 +1,6 @@
 //! Timers: hold, keepalive, connect retry, hold in Idle, send hold, DelayOpen.
 
-use super::*;
+use super::{timers::Rate, *};
 
 fn keepalives(actions: &[Action]) -> usize {
     actions
@@ -122,43 +122,106 @@ fn a_peer_that_errs_again_and_again_is_dialled_less_and_less() {
     );
 }
 
-#[test]
-fn a_peer_that_connects_and_drops_without_error_cannot_loop_either() {
+/// A passive session, and one connection after another that ends in this way as soon as it is
+/// Established. Returns how long each had to wait for our OPEN.
+fn storm(sessions: u32, end: impl Fn(&mut Bench, ConnectionId)) -> Vec<Duration> {
     let mut config = settings();
     config.passive = true;
     let mut bench = Bench::started(config);
-    let mut sessions = 0;
-    for _ in 0..36_000 {
-        if let Some(connection) = bench.accept() {
+    (0..sessions)
+        .map(|_| {
+            let came = bench.now;
+            let connection = bench.accept().expect("never refused");
+            if bench.session.peer_state() != PeerState::OpenSent {
+                bench.now = bench.session.deadline().unwrap();
+                bench.with(|session, cx| session.timeout(cx));
+            }
+            assert_eq!(bench.session.peer_state(), PeerState::OpenSent);
             bench.open(connection, remote_open());
             bench.message(connection, Message::Keepalive);
-            sessions += 1;
-            bench.with(|session, cx| session.closed(cx, connection, "eof".into()));
-        }
-        bench.advance(Duration::from_millis(100));
-        bench.take();
-    }
-    // Thousands are served, so that a peer that is being tested or repaired is not locked out; a
-    // storm that does not end gets one a second.
-    assert!(
-        (4_000..8_000).contains(&sessions),
-        "{sessions} sessions in an hour"
-    );
+            assert_eq!(bench.session.peer_state(), PeerState::Established);
+            bench.take();
+            end(&mut bench, connection);
+            bench.now - came
+        })
+        .collect()
+}
+
+/// Thousands are served at once, so that a peer that is being tested or repaired notices nothing; a
+/// storm that does not end gets two hundred sessions a second.
+fn assert_paced(waits: &[Duration]) {
+    assert!(waits.iter().take(4_000).all(Duration::is_zero));
+    let longest = waits.iter().max().unwrap();
+    assert!(*longest <= Duration::from_millis(5), "{longest:?}");
+    let all: Duration = waits.iter().sum();
+    assert!(all >= Duration::from_secs(75), "{all:?}");
 }
 
 #[test]
-fn a_peer_is_served_at_once_after_each_of_a_thousand_errors() {
-    let mut config = settings();
-    config.passive = true;
-    let mut bench = Bench::started(config);
-    for _ in 0..1_000 {
-        let connection = bench.accept().expect("served");
-        bench.open(connection, remote_open());
-        bench.message(connection, Message::Keepalive);
+fn a_peer_that_connects_and_drops_without_error_is_slowed_down_and_never_refused() {
+    let waits = storm(20_000, |bench, connection| {
+        bench.with(|session, cx| session.closed(cx, connection, "eof".into()));
+    });
+    assert_paced(&waits);
+}
+
+#[test]
+fn a_peer_that_errs_without_end_is_slowed_down_and_never_refused() {
+    let waits = storm(20_000, |bench, connection| {
         let error = Err(Notification::malformed_attribute_list());
         bench.with(|session, cx| session.message(cx, connection, error));
         assert_eq!(notifications(&bench.take()), ["3/1"]);
+    });
+    assert_paced(&waits);
+}
+
+#[test]
+fn what_comes_while_a_connection_is_slowed_down_is_answered_as_ever() {
+    let mut config = settings();
+    config.passive = true;
+    let mut bench = Bench::started(config);
+    let err = |bench: &mut Bench, connection| {
+        let error = Err(Notification::malformed_attribute_list());
+        bench.with(|session, cx| session.message(cx, connection, error));
+        bench.take();
+    };
+    for _ in 0..=Rate::BURST {
+        let connection = bench.accept().unwrap();
+        bench.open(connection, remote_open());
+        bench.message(connection, Message::Keepalive);
+        err(&mut bench, connection);
     }
+    // An OPEN that came before ours is not lost.
+    let connection = bench.accept().unwrap();
+    bench.open(connection, remote_open());
+    assert_eq!(bench.take(), []);
+    bench.run_for(Rate::INTERVAL);
+    assert_eq!(bench.session.peer_state(), PeerState::OpenConfirm);
+    bench.message(connection, Message::Keepalive);
+    assert_eq!(bench.session.peer_state(), PeerState::Established);
+    err(&mut bench, connection);
+    // A fault is answered after our OPEN, and at once.
+    let connection = bench.accept().unwrap();
+    let error = Err(Notification::bad_message_length(3));
+    bench.with(|session, cx| session.message(cx, connection, error));
+    let actions = bench.take();
+    assert!(
+        matches!(actions[0], Action::Send(_, Packet::Open(_))),
+        "{actions:?}"
+    );
+    assert_eq!(notifications(&actions), ["1/2"]);
+    // Many of those do not make the next one wait longer.
+    for _ in 0..100 {
+        let connection = bench.accept().unwrap();
+        let error = Err(Notification::bad_message_length(3));
+        bench.with(|session, cx| session.message(cx, connection, error));
+    }
+    assert!(bench.session.returns.wait(bench.now) <= Rate::INTERVAL);
+    // One that is gone meanwhile leaves nothing.
+    let connection = bench.accept().unwrap();
+    bench.with(|session, cx| session.closed(cx, connection, "eof".into()));
+    assert_eq!(bench.session.peer_state(), PeerState::Idle);
+    assert!(bench.session.parked.is_none());
 }
 
 #[test]
