@@ -93,7 +93,7 @@ pub struct Config {
     pub audit_interval: Duration,
     /// Links of removed workloads are collected for this long before they are deleted together.
     pub reap_delay: Duration,
-    /// ... or until there are so many. A part of that while workloads are being added.
+    /// ... or until there are so many. A part of that while workloads come and go.
     pub reap_group: usize,
     /// Seed of all jitter and of the choice of interface indexes.
     pub seed: u64,

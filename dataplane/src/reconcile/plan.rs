@@ -284,7 +284,10 @@ impl Reconciler {
                     self.stage(id, Stage::Read { verify: true });
                 }
             }
-            Stage::Unroute => self.plan_unroute(id, batch),
+            Stage::Unroute => {
+                self.reap.note_active(self.now);
+                self.plan_unroute(id, batch);
+            }
             Stage::Unlink => {
                 let index = state.index;
                 let op = Op::DeleteLinks(vec![index]);
@@ -339,7 +342,7 @@ impl Reconciler {
             return;
         }
         let (index, peer) = self.choose_indexes();
-        self.reap.note_added(self.now);
+        self.reap.note_active(self.now);
         self.bind(id, index, peer);
         let Some(state) = self.workloads.get(id) else {
             return;

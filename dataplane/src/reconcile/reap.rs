@@ -2,8 +2,9 @@
 //!
 //! Deleting links holds the kernel's RTNL lock while it waits for RCU grace periods, some 20 ms
 //! however many they are, and then takes about a millisecond for each. Nobody waits for it, so alone
-//! large groups are best. While workloads are being added they would wait for a whole group: then
-//! groups are small, and between two of them is more time than one took.
+//! large groups are best. While workloads come and go they would wait for a whole group: then groups
+//! are small, the smaller the longer a link takes (with thousands of links it does), and between two
+//! of them is more time than one took.
 
 use std::time::{Duration, Instant};
 
@@ -16,10 +17,13 @@ use super::{
 };
 use crate::kernel::{Op, OpResult};
 
-/// For so long after an add, others are expected.
+/// For so long after an add or a removal, others are expected.
 const BUSY: Duration = Duration::from_secs(1);
-/// A group of this share while workloads are being added.
+/// A group of this share while workloads come and go, if it takes no longer than that.
 const SHARE: usize = 8;
+const STALL: Duration = Duration::from_millis(40);
+/// Fewer do not go faster: most of the time is the same for one.
+const LEAST: usize = 4;
 /// Rest after such a group, in times that it took.
 const REST: u32 = 3;
 /// With so many whole groups waiting, links come faster than they go that way.
@@ -33,13 +37,15 @@ pub(super) struct Reaper {
     /// Somebody waits for the first ones.
     awaited: bool,
     /// Begin of the group under way.
-    began: Option<Instant>,
+    began: Option<(Instant, usize)>,
+    /// What a link took in the last group.
+    each: Duration,
     /// End of the rest.
     rest: Option<Instant>,
     /// The last batch was a group: it is the others' turn.
     turn: bool,
-    /// When a link was made last.
-    added: Option<Instant>,
+    /// When a workload came or went last.
+    active: Option<Instant>,
 }
 
 impl Reaper {
@@ -63,9 +69,9 @@ impl Reaper {
         self.links.retain(|index| stands(*index));
     }
 
-    /// A link is being made.
-    pub(super) fn note_added(&mut self, now: Instant) {
-        self.added = Some(now);
+    /// A workload comes or goes.
+    pub(super) fn note_active(&mut self, now: Instant) {
+        self.active = Some(now);
     }
 
     /// Some other batch goes out.
@@ -81,12 +87,17 @@ impl Reaper {
 
     fn is_busy(&self, now: Instant, config: &Config) -> bool {
         self.links.len() < PRESSING * config.reap_group
-            && self.added.is_some_and(|added| now < added + BUSY)
+            && self.active.is_some_and(|active| now < active + BUSY)
     }
 
     fn group(&self, now: Instant, config: &Config) -> usize {
         match self.awaited || self.is_busy(now, config) {
-            true => (config.reap_group / SHARE).max(1),
+            true => {
+                let most = (config.reap_group / SHARE).max(1);
+                let each = self.each.as_micros().max(1);
+                let fitting = usize::try_from(STALL.as_micros() / each).unwrap_or(most);
+                fitting.clamp(LEAST.min(most), most)
+            }
             false => config.reap_group,
         }
     }
@@ -114,16 +125,16 @@ impl Reaper {
         self.awaited = false;
         self.due = None;
         self.turn = true;
-        self.began = Some(now);
-        Some(self.links.iter().take(group).copied().collect())
+        let indexes: Vec<u32> = self.links.iter().take(group).copied().collect();
+        self.began = Some((now, indexes.len()));
+        Some(indexes)
     }
 
     fn done(&mut self, now: Instant, config: &Config) {
         let busy = self.is_busy(now, config);
-        let took = self
-            .began
-            .take()
-            .map_or(Duration::ZERO, |began| now - began);
+        let (began, count) = self.began.take().unwrap_or((now, 1));
+        let took = now - began;
+        self.each = took / u32::try_from(count.max(1)).unwrap_or(1);
         self.rest = busy.then(|| now + (took * REST).max(config.reap_delay));
         if !self.links.is_empty() && self.due.is_none() {
             self.due = Some(now);
@@ -167,5 +178,36 @@ impl Reconciler {
         }
         self.reap.done(self.now, &self.config);
         self.wake_awaiting();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_get_smaller_where_a_link_takes_long_and_large_again_at_rest() {
+        let config = Config::default();
+        let mut now = Instant::now();
+        let mut reaper = Reaper::default();
+        reaper.links.extend(0..2000);
+        reaper.due = Some(now);
+        for (took_for_each, next) in [(1, 32), (5, 8), (100, 4)] {
+            reaper.note_active(now);
+            reaper.rest = None;
+            let group = reaper.take(now, &config).expect("it is due");
+            let count = u32::try_from(group.len()).expect("few");
+            let began = now;
+            now += Duration::from_millis(took_for_each) * count;
+            reaper.note_active(now);
+            reaper.done(now, &config);
+            assert_eq!(reaper.group(now, &config), next);
+            assert!(
+                reaper
+                    .rest
+                    .is_some_and(|rest| rest - now >= (now - began) * REST)
+            );
+        }
+        assert_eq!(reaper.group(now + BUSY, &config), config.reap_group);
     }
 }

@@ -203,12 +203,12 @@ fn a_removed_workload_is_told_when_its_routes_are_gone_and_its_link_is_reaped_la
 fn links_are_reaped_in_one_operation() {
     let mut kernel = kernel();
     let mut world = {
-        for space in 0..40 {
+        for space in 0..30 {
             kernel.add_namespace(space);
         }
         World::new(kernel)
     };
-    for number in 0..40u64 {
+    for number in 0..30u64 {
         let address = format!("10.0.0.{number}");
         let object = workload(&format!("w{number}"), number, &[&address]);
         world.reconciler.set(world.now, object);
@@ -216,7 +216,7 @@ fn links_are_reaped_in_one_operation() {
     world.run();
     world.pass(Duration::from_secs(2));
     world.batches.clear();
-    for number in 0..40 {
+    for number in 0..30 {
         let id = workload_id(&format!("w{number}"));
         world.reconciler.remove(world.now, id);
     }
@@ -224,7 +224,7 @@ fn links_are_reaped_in_one_operation() {
     assert_eq!(world.batches.len(), 1, "all routes in one batch");
     world.pass(Duration::from_secs(1));
     assert_eq!(world.batches.len(), 2);
-    assert!(matches!(world.batches[1].as_slice(), [Op::DeleteLinks(links)] if links.len() == 40));
+    assert!(matches!(world.batches[1].as_slice(), [Op::DeleteLinks(links)] if links.len() == 30));
 }
 
 #[test]
