@@ -200,6 +200,8 @@ fn pools_come_change_and_go_while_the_agents_run() {
         nodes.a.config_mut().pools.push(pool(""));
         nodes.a.config_mut().claim.push("10.99.1.0/24".into());
         nodes.a.start()?;
+        let namespace = lab.namespace("w-no")?;
+        let path = namespace.path().display().to_string();
         let why = refused(nodes.a.agentctl(&[
             "workload",
             "add",
@@ -339,8 +341,11 @@ fn connections_of_a_released_address_are_forgotten() {
             Ok(())
         })?;
         agent.client().delete("client")?;
-        let tracked = agent.namespace().show("conntrack -L")?;
-        ensure!(!tracked.contains(&entry), "{tracked}");
-        Ok(())
+        // Long before the kernel would (30 s), and the address is given out again (130 s).
+        lab.wait_for("the connection is forgotten", PATIENCE / 2, || {
+            let tracked = agent.namespace().show("conntrack -L")?;
+            ensure!(!tracked.contains(&entry), "{tracked}");
+            Ok(())
+        })
     });
 }

@@ -1,7 +1,7 @@
 //! Clients that state all their workloads: what they forget goes, what they did not finish saying
 //! changes nothing, and none of them can exhaust the agent.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use agentd_proto::v1::{
     self, sync_workloads_request::Message, sync_workloads_response::Kind,
@@ -353,20 +353,20 @@ fn a_client_that_never_stops_or_never_reads_costs_the_agent_little() {
         agent.workload("real")?;
         let before = resident(&agent)?;
         block_on(async {
-            // 50,000 messages about workloads that do not exist, and none of the answers is read.
+            // Messages about workloads that do not exist, and none of the answers is read. What is on
+            // its way fits into the windows of the connection.
             let mut deaf = Stream::open(&agent, begin_of("deaf")).await?;
-            let end = Instant::now() + Duration::from_secs(2);
             let mut sent = 0;
-            while sent < 50_000 {
+            loop {
                 let message = deaf.send(Message::Keep(format!("no-such-workload-{sent}")));
-                match tokio::time::timeout_at(end.into(), message).await {
+                match tokio::time::timeout(Duration::from_secs(1), message).await {
                     Ok(result) => drop(result?),
                     // Held back, as it should be.
                     Err(_) => break,
                 }
                 sent += 1;
+                ensure!(sent < 1_000_000, "it was never held back");
             }
-            ensure!(sent < 50_000, "it was never held back");
             // Others are served, and one that reads is answered message by message.
             // Its client blocks, which a thread of this runtime must not.
             let served =
