@@ -163,6 +163,7 @@ impl Ipam {
                 address,
                 pool,
                 base,
+                holds: false,
                 until: now.instant + self.cooldown,
                 until_wall: now.wall + self.cooldown,
                 id: id.clone(),
@@ -194,9 +195,7 @@ impl Ipam {
             let Some((pool, base)) = self.place(address) else {
                 continue;
             };
-            if self.end_cooling(address).is_some() {
-                self.clear(pool, base, address);
-            }
+            self.end_cooling(address);
             self.occupy(pool, base, address);
             self.holders.insert(address, release.id.clone());
         }

@@ -101,6 +101,9 @@ impl Ipam {
                 block.state = BlockState::Active;
             }
         });
+        if self.pools[pool].is_leaving() {
+            self.look_at(now.instant);
+        }
         self.watch_empty_blocks(now);
     }
 

@@ -283,9 +283,6 @@ impl Ipam {
             });
         }
         let cooling = self.end_cooling(address);
-        if cooling.is_some() {
-            self.clear(index, base, address);
-        }
         self.occupy(index, base, address);
         Ok(Chosen {
             pool: index,

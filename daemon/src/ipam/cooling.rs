@@ -20,6 +20,9 @@ pub(super) struct Cooling {
     pub(super) address: IpAddr,
     pub(super) pool: usize,
     pub(super) base: u128,
+    /// It is the cool-down that keeps the address from being given out. Else the configuration
+    /// reserves it by now, which may change again before the cool-down is over.
+    pub(super) holds: bool,
     pub(super) until: Instant,
     pub(super) until_wall: SystemTime,
     pub(super) id: WorkloadId,
@@ -27,17 +30,14 @@ pub(super) struct Cooling {
 }
 
 impl Ipam {
-    /// Free → cooling. An address that the configuration reserves by now just stays reserved.
-    pub(super) fn begin_cooling(&mut self, cooling: Cooling) {
+    /// Free → cooling. An address that the configuration reserves by now stays reserved.
+    pub(super) fn begin_cooling(&mut self, mut cooling: Cooling) {
         let address = cooling.address;
-        let was_free = self.pools[cooling.pool].change(cooling.base, |block| {
+        cooling.holds = self.pools[cooling.pool].change(cooling.base, |block| {
             let was_free = block.take(offset_of(cooling.base, address));
             block.cooling += u32::from(was_free);
             was_free
         });
-        if !was_free {
-            return;
-        }
         if self.pools[cooling.pool].is_leaving() {
             self.look_at(cooling.until);
         }
@@ -45,11 +45,16 @@ impl Ipam {
         self.cooling.insert(address, cooling);
     }
 
-    /// Forgets that an address is cooling down, but for its bit.
+    /// Cooling → free.
     pub(super) fn end_cooling(&mut self, address: IpAddr) -> Option<Cooling> {
         let cooling = self.cooling.remove(&address)?;
         self.cooling_order.remove(&(cooling.until, address));
-        self.pools[cooling.pool].change(cooling.base, |block| block.cooling -= 1);
+        if cooling.holds {
+            self.pools[cooling.pool].change(cooling.base, |block| {
+                block.cooling -= 1;
+                block.clear(offset_of(cooling.base, address));
+            });
+        }
         Some(cooling)
     }
 
@@ -59,10 +64,8 @@ impl Ipam {
             if until > now.instant {
                 break;
             }
-            let cooling = self
-                .end_cooling(address)
+            self.end_cooling(address)
                 .expect("both name the same addresses");
-            self.clear(cooling.pool, cooling.base, address);
             self.stale_records.push(address);
         }
     }

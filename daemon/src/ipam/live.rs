@@ -103,11 +103,13 @@ impl Ipam {
         cooling.sort_unstable_by_key(|cooling| (cooling.until, cooling.address));
         for mut cooling in cooling {
             let address = cooling.address;
-            (cooling.pool, cooling.base) = self.place(address).expect("its block was kept");
-            self.begin_cooling(cooling);
-            // It is reserved by now.
-            if !self.cooling.contains_key(&address) {
-                self.stale_records.push(address);
+            match self.place(address) {
+                Some((pool, base)) => {
+                    (cooling.pool, cooling.base) = (pool, base);
+                    self.begin_cooling(cooling);
+                }
+                // Reserved, and its block was given back.
+                None => self.stale_records.push(address),
             }
         }
         for (at, address, base) in retries {

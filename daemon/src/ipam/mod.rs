@@ -214,11 +214,6 @@ impl Ipam {
         }
     }
 
-    /// The bit of an address that is no longer cooling.
-    fn clear(&mut self, pool: usize, base: u128, address: IpAddr) {
-        self.pools[pool].change(base, |block| block.clear(offset_of(base, address)));
-    }
-
     /// Pool and block of an address this node holds.
     fn place(&self, address: IpAddr) -> Option<(usize, u128)> {
         self.pools.iter().enumerate().find_map(|(index, pool)| {

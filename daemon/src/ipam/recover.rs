@@ -121,6 +121,9 @@ impl Ipam {
         for index in 0..ipam.pools.len() {
             ipam.claim_ahead(now, index);
         }
+        if ipam.pools.iter().any(Pool::is_leaving) {
+            ipam.look_at(now.instant);
+        }
         ipam.watch_empty_blocks(now);
         (ipam, notices)
     }
@@ -209,10 +212,8 @@ impl Ipam {
     fn recover_cooling(&mut self, now: Now, recovered: &Recovered) {
         for record in &recovered.cooling {
             let address = record.address;
-            let place = self.place(address).filter(|(index, base)| {
-                let block = self.pools[*index].block(*base).expect("found just now");
-                !block.is_taken(super::offset_of(*base, address))
-            });
+            let place = self.place(address);
+            let place = place.filter(|_| !self.holders.contains_key(&address));
             // A clock that was set back must not keep addresses away for long.
             let left = record
                 .until
@@ -228,6 +229,7 @@ impl Ipam {
                         address,
                         pool,
                         base,
+                        holds: false,
                         until: now.instant + left,
                         until_wall: now.wall + left,
                         id: record.id.clone(),

@@ -10,7 +10,7 @@ mod remote;
 
 use super::*;
 use crate::{
-    node::view::{BlockState, BlockView},
+    node::view::{BlockState, BlockView, PoolOverride},
     store::record::{CoolingRecord, Record, Recovered},
 };
 
