@@ -645,3 +645,57 @@ async fn health_follows_readiness_and_reflection_lists_every_service() {
             .into_inner();
     assert!(answers.next().await.unwrap().is_ok());
 }
+
+#[test]
+fn a_full_pool_tells_programs_what_it_tells_people() {
+    use tonic_types::StatusExt as _;
+
+    let error = crate::node::Error::PoolExhausted {
+        exhausted: Box::new(crate::ipam::Exhausted {
+            pool: "default".to_owned(),
+            cidr: "10.244.0.0/16".parse().unwrap(),
+            block_size: 26,
+            blocks: 4,
+            blocks_leaving: 1,
+            in_claim: 8,
+            max_blocks: Some(4),
+            claim: vec!["10.244.1.0/24".parse().unwrap()],
+            addresses: 256,
+            used: 200,
+            cooling: 50,
+            reserved: 6,
+            next_free_in: Some(std::time::Duration::from_millis(1500)),
+            also: vec!["other".to_owned()],
+        }),
+        consumers: vec![("nomad".to_owned(), 150), ("no owner".to_owned(), 50)],
+    };
+    let status = super::error::status(&error);
+    assert_eq!(status.code(), tonic::Code::ResourceExhausted);
+    let details = status.get_error_details();
+    let info = details.error_info().unwrap();
+    assert_eq!(info.reason, "POOL_EXHAUSTED");
+    for (key, value) in [
+        ("pool", "default"),
+        ("used", "200"),
+        ("cooling", "50"),
+        ("reserved", "6"),
+        ("max_blocks", "4"),
+        ("claim", "10.244.1.0/24"),
+        ("next_free_seconds", "2"),
+        ("consumers", "nomad=150,no owner=50"),
+        ("also_exhausted", "other"),
+    ] {
+        assert_eq!(
+            info.metadata.get(key).map(String::as_str),
+            Some(value),
+            "{key}"
+        );
+    }
+    assert!(info.metadata["help"].contains("a larger max_blocks"));
+    assert!(details.retry_info().is_some());
+    assert!(
+        status
+            .message()
+            .contains("in use by nomad (150), no owner (50)")
+    );
+}

@@ -28,6 +28,8 @@ mod policy;
 #[cfg(test)]
 mod policy_tests;
 mod pool;
+#[cfg(test)]
+mod pool_tests;
 mod restart;
 #[cfg(test)]
 mod samples;

@@ -6,6 +6,7 @@ use std::{
 };
 
 mod model;
+mod pools;
 mod remote;
 
 use super::*;
