@@ -49,6 +49,8 @@ pub struct CoolingAddress {
     /// Who had it last.
     pub id: WorkloadId,
     pub generation: u64,
+    /// It counts as cooling in its block; else it is reserved by now.
+    pub holds: bool,
 }
 
 impl Ipam {
@@ -99,6 +101,7 @@ impl Ipam {
                     until: cooling.until_wall,
                     id: cooling.id.clone(),
                     generation: cooling.generation,
+                    holds: cooling.holds,
                 }
             })
             .collect();

@@ -135,10 +135,16 @@ impl Block {
         self.used == 0 && self.cooling == 0
     }
 
+    pub(super) fn is_taken(&self, offset: u32) -> bool {
+        let (word, bit) = position(offset);
+        self.taken[word] & bit != 0
+    }
+
     /// What it was before; its addresses but for the unused ones are yet to be taken.
     pub(super) fn continue_from(&mut self, from: &Block) {
         self.state = from.state;
         self.persisted = from.persisted;
+        self.contested = from.contested;
         self.empty_since = from.empty_since;
         self.observations = from.observations;
         self.next = from.next;

@@ -78,7 +78,15 @@ impl Ipam {
             .map(|(at, pool, base)| (at, address::from_number(base, &old[pool].cidr), base))
             .collect();
         let mut blocks = Vec::new();
-        for pool in old {
+        for mut pool in old {
+            for prefix in pool.foreign() {
+                self.note_foreign(*prefix, true);
+            }
+            for (until, block) in std::mem::take(&mut pool.yielded) {
+                if let Some(index) = self.pool_of(&block) {
+                    self.pools[index].yielded.push((until, block));
+                }
+            }
             let name = pool.name.clone();
             let of_pool = pool.into_blocks().into_iter();
             blocks.extend(of_pool.map(|block| (name.clone(), block)));

@@ -284,6 +284,11 @@ impl Pool {
         }
     }
 
+    /// What others announce inside the claim ranges.
+    pub(super) fn foreign(&self) -> &BTreeSet<IpNet> {
+        &self.foreign
+    }
+
     /// Others announce this block, or a part of it, or did so a moment ago.
     fn is_foreign(&self, block: &IpNet) -> bool {
         let first = self.foreign.range(block..).next();

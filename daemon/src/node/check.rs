@@ -303,7 +303,7 @@ fn allocator(sources: &Sources, report: &mut Report) {
         }
     }
     let mut cooling: BTreeMap<IpNet, BTreeSet<IpAddr>> = BTreeMap::new();
-    for entry in &ipam.cooling {
+    for entry in ipam.cooling.iter().filter(|entry| entry.holds) {
         cooling
             .entry(entry.block)
             .or_default()
