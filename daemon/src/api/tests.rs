@@ -664,6 +664,7 @@ fn a_full_pool_tells_programs_what_it_tells_people() {
             used: 200,
             cooling: 50,
             reserved: 6,
+            remote: false,
             next_free_in: Some(std::time::Duration::from_millis(1500)),
             also: vec!["other".to_owned()],
         }),
