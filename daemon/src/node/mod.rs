@@ -53,8 +53,11 @@ pub mod drain;
 pub mod error;
 pub mod handle;
 mod names;
+mod output;
 mod parked;
 mod pools;
+mod recover;
+mod routes;
 mod show;
 pub mod spec;
 pub mod sync;
@@ -71,102 +74,25 @@ use std::{
 };
 
 use bgp::rib::RouteChange;
-use dataplane::desired::{Detail, Event, Failure, LearnedRoute, Object, ObjectId, Source, Via};
+use dataplane::desired::{Detail, Event, Failure, ObjectId, Source};
 use ipnet::IpNet;
 
 pub use drain::Drain;
 pub use error::Error;
+pub use output::{Caller, Output, Reply, Token, WaitFor};
 pub use spec::{WorkloadId, WorkloadSpec};
 
 use crate::{
     config,
-    ipam::{Allocation, Ipam, Notice, Now, Wanted},
-    store::record::{Record, Recovered},
+    ipam::{Allocation, Ipam, Now},
+    store::record::Record,
 };
 use handle::Added;
-use sync::{SyncEvent, SyncId, Syncs};
-use view::{AssignedAddress, PoolOverride, PoolUsers, Recovery, WatchEvent};
+use sync::Syncs;
+use view::{AssignedAddress, PoolOverride, Recovery};
 
 /// Until the store is asked again to delete a record.
 const RETRY: Duration = Duration::from_secs(2);
-
-/// How far an add is waited for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WaitFor {
-    /// The kernel state was read back.
-    Programmed,
-    /// Besides, a peer has the blocks.
-    Advertised,
-}
-
-/// Somebody who waits for an answer. Never used again within a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Caller(pub u64);
-
-impl Caller {
-    /// The node itself: answers to it are dropped.
-    pub const NOBODY: Caller = Caller(u64::MAX);
-}
-
-/// Records on their way to the store. Never used again within a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Token(pub u64);
-
-/// The answer to a caller. Each caller gets exactly one, unless it is forgotten.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reply {
-    Added(Result<Added, Error>),
-    /// Whether there was something to delete.
-    Deleted(Result<bool, Error>),
-    /// To a drain or its end.
-    Drain(Result<Drain, Error>),
-    /// To a change of the state of a pool.
-    Pool(Result<Box<PoolUsers>, Error>),
-    /// The block is given back.
-    BlockReleased(Result<(), Error>),
-}
-
-/// What the caller of the core has to do, in this order.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Output {
-    /// Make these durable, together; answer with [`Node::handle_persisted`]. In order.
-    Persist {
-        token: Token,
-        records: Vec<Record>,
-    },
-    /// Hand these to the dataplane. In order with `Remove` and `Synced`.
-    Set(Vec<Object>),
-    Remove(Vec<ObjectId>),
-    Synced(Source),
-    /// Tell the speaker; answer with [`Node::handle_originated`].
-    Originate(IpNet),
-    /// Tell the speaker: the block is announced with a higher LOCAL_PREF from now on.
-    Prefer(IpNet),
-    /// Tell the speaker; answer with [`Node::handle_withdrawn`].
-    Withdraw(IpNet),
-    /// Tell the speaker.
-    Drain(bgp::rib::Drain),
-    /// Claim a block with the fleet; answer with [`Node::handle_acquired`] and
-    /// [`Node::handle_acquire_failed`].
-    Acquire(Wanted),
-    /// The fleet may have the block again: it is gone from here, durably.
-    Return(IpNet),
-    /// Once: the blocks of the earlier run are originated.
-    OriginationsSynced,
-    Reply {
-        caller: Caller,
-        reply: Reply,
-    },
-    /// Tell that client.
-    Sync {
-        id: SyncId,
-        event: SyncEvent,
-    },
-    /// Tell every watcher.
-    Publish(Arc<WatchEvent>),
-    /// Tell the operator.
-    Claim(claims::ClaimEvent),
-}
 
 /// Who waits for an add, and for what.
 #[derive(Clone, Copy, Debug)]
@@ -349,102 +275,6 @@ pub struct Node {
 }
 
 impl Node {
-    /// Continues from what the store held. The first outputs restore it in the kernel and in BGP.
-    pub fn recover(
-        now: Now,
-        pools: &[config::Pool],
-        bridges: &[config::Bridge],
-        settings: &config::Ipam,
-        recovered: Recovered,
-    ) -> (Self, Vec<Notice>) {
-        let of_bridges = bridges.iter().flat_map(config::Bridge::pools);
-        let all: Vec<config::Pool> = pools.iter().cloned().chain(of_bridges).collect();
-        let (ipam, notices) = Ipam::recover(now, &all, settings, &recovered);
-        let mut node = Node {
-            ipam,
-            workloads: BTreeMap::new(),
-            blocks: BTreeMap::new(),
-            pending: HashMap::new(),
-            next_token: 0,
-            names: names::Names::default(),
-            bridges: bridges.to_vec(),
-            own_addresses: Vec::new(),
-            awaited: BTreeSet::new(),
-            retries: Vec::new(),
-            unconfirmed: BTreeSet::new(),
-            unoriginated: BTreeSet::new(),
-            originations_synced: false,
-            started: false,
-            swept_blocks: false,
-            swept_workloads: false,
-            ready: false,
-            install_routes: true,
-            routes_synced: false,
-            held_back: BTreeMap::new(),
-            releasers: BTreeMap::new(),
-            claims: Default::default(),
-            recovery: Recovery::of(&recovered, &notices),
-            drain: Drain::Off,
-            consumers: None,
-            release_unnamed_after: settings.release_unnamed_after,
-            syncs: Syncs::default(),
-            parked: Vec::new(),
-            cursor: 0,
-            leftover: Vec::new(),
-            outputs: VecDeque::new(),
-        };
-        node.set_drain(Drain::recovered(now, recovered.drained));
-        node.follow_blocks();
-        node.unoriginated = node
-            .blocks
-            .iter()
-            .filter(|(_, block)| !block.local)
-            .map(|(cidr, _)| *cidr)
-            .chain(node.pending.values().filter_map(|pending| match pending {
-                Pending::Claim(cidr) => Some(*cidr),
-                _ => None,
-            }))
-            .collect();
-        node.outputs.push_back(Output::Synced(Source::Block));
-        let mut objects = Vec::with_capacity(recovered.workloads.len() + bridges.len());
-        objects.extend(bridges.iter().map(config::Bridge::object));
-        for record in recovered.workloads {
-            // Two records may have named one address: what the allocator kept is true.
-            let addresses = match node.ipam.held(&record.id) {
-                Some((_, addresses)) => addresses.to_vec(),
-                None => continue,
-            };
-            let mut workload = Workload {
-                generation: record.generation,
-                spec: record.spec,
-                addresses,
-                created_at: record.created_at,
-                phase: Phase::Standing,
-                detail: None,
-                failure: None,
-                published: true,
-                adders: Vec::new(),
-                deleters: Vec::new(),
-                queued: Vec::new(),
-            };
-            node.note_names(&record.id, &workload.spec);
-            match workload.object(&record.id) {
-                Some(object) => {
-                    objects.push(object);
-                    node.unconfirmed.insert(record.id.clone());
-                }
-                None => workload.detail = Some(Detail::default()),
-            }
-            node.workloads.insert(record.id, workload);
-        }
-        if !objects.is_empty() {
-            node.outputs.push_back(Output::Set(objects));
-        }
-        node.outputs.push_back(Output::Synced(Source::Workload));
-        node.check_originations();
-        (node, notices)
-    }
-
     /// The next thing to do.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
@@ -576,70 +406,6 @@ impl Node {
         self.check_ready();
     }
 
-    /// Learned routes stay out of the kernel; those of an earlier run are swept with the first
-    /// sync.
-    pub fn leave_routes_out(&mut self) {
-        self.install_routes = false;
-    }
-
-    /// The best routes changed. Own blocks are never learned, whoever announces them.
-    pub fn handle_routes(&mut self, changes: Vec<RouteChange>) {
-        for change in &changes {
-            self.ipam
-                .note_foreign(change.prefix, !change.next_hops.is_empty());
-        }
-        if !self.install_routes {
-            return;
-        }
-        let mut set = Vec::with_capacity(changes.len());
-        let mut remove = Vec::new();
-        let mut last = None;
-        for change in changes {
-            self.held_back.remove(&change.prefix);
-            if change.next_hops.is_empty() {
-                remove.push(ObjectId::Route(change.prefix));
-                continue;
-            }
-            if self.is_own(&change.prefix) {
-                // The block is on its way out: the route is wanted when it is gone.
-                remove.push(ObjectId::Route(change.prefix));
-                self.held_back.insert(change.prefix, change);
-                continue;
-            }
-            // Those that follow each other mostly have the same next hops, in one list.
-            let next_hops = match &last {
-                Some((from, list)) if Arc::ptr_eq(from, &change.next_hops) => Arc::clone(list),
-                _ => {
-                    // RFC 7999: without next hops it is dropped.
-                    let kept = change.next_hops.iter().filter(|hop| !hop.is_discard());
-                    let mut list: Vec<_> = kept.map(via).collect();
-                    list.sort_unstable();
-                    list.dedup();
-                    let list: Arc<[Via]> = list.into();
-                    last = Some((Arc::clone(&change.next_hops), Arc::clone(&list)));
-                    list
-                }
-            };
-            set.push(Object::Route(LearnedRoute {
-                prefix: change.prefix,
-                next_hops,
-            }));
-        }
-        // Make before break: what comes stands before what goes is taken away.
-        if !set.is_empty() {
-            self.outputs.push_back(Output::Set(set));
-        }
-        if !remove.is_empty() {
-            self.outputs.push_back(Output::Remove(remove));
-        }
-    }
-
-    /// Every peer has sent its whole table, or had time enough.
-    pub fn handle_first_sync(&mut self) {
-        self.routes_synced = true;
-        self.outputs.push_back(Output::Synced(Source::Bgp));
-    }
-
     /// A caller is gone: its command goes on, its answer is not wanted any more.
     pub fn forget(&mut self, caller: Caller) {
         self.parked.retain(|parked| parked.caller != caller);
@@ -679,14 +445,5 @@ impl Node {
             caller,
             reply: Reply::Deleted(result),
         });
-    }
-}
-
-/// Where the speaker wants packets to go, as the dataplane is told.
-fn via(next_hop: &bgp::attributes::NextHop) -> Via {
-    let via = next_hop.via();
-    Via {
-        address: via.address,
-        interface: via.interface,
     }
 }
