@@ -35,6 +35,7 @@ use std::{
 };
 
 use hashbrown::HashMap;
+use indexmap::IndexSet;
 use ipnet::IpNet;
 
 pub use self::{
@@ -115,8 +116,10 @@ pub struct Filter {
     foreign: Vec<String>,
     by: Option<String>,
     job: Job,
-    standing: Vec<Arc<str>>,
+    standing: IndexSet<Arc<str>>,
     gone: Vec<Arc<str>>,
+    /// Of those that leave, the ones that may have nothing left in the kernel.
+    left: Vec<Arc<str>>,
     /// On its way, and who waits for it.
     flushing: Option<(JobId, Vec<Arc<str>>)>,
 
@@ -154,8 +157,9 @@ impl Filter {
             foreign: Vec::new(),
             by: None,
             job: Job::Idle,
-            standing: Vec::new(),
+            standing: IndexSet::new(),
             gone: Vec::new(),
+            left: Vec::new(),
             flushing: None,
             told: false,
             attempts: 0,
@@ -402,6 +406,7 @@ impl Filter {
         for id in gone {
             if let Some(leaving) = self.leaving.get_mut(&id) {
                 leaving.elements_gone = true;
+                self.left.push(id);
             }
         }
     }
@@ -423,7 +428,7 @@ impl Filter {
             return;
         }
         let Plan { ops, delta, anew } = self.plan();
-        let standing = std::mem::take(&mut self.standing);
+        let standing: Vec<Arc<str>> = std::mem::take(&mut self.standing).into_iter().collect();
         let gone = std::mem::take(&mut self.gone);
         if ops.is_empty() {
             self.attempts = 0;
@@ -455,16 +460,20 @@ impl Filter {
         }
         let mut addresses = Vec::new();
         let mut awaited = Vec::new();
-        self.leaving.retain(|id, leaving| {
-            let done = leaving.elements_gone && leaving.routes_gone;
-            if done {
-                addresses.append(&mut leaving.addresses);
-                if leaving.awaited {
-                    awaited.push(id.clone());
-                }
+        for id in std::mem::take(&mut self.left) {
+            let leaving = self.leaving.get(&id);
+            // Set again meanwhile, or something of it stands yet.
+            if !leaving.is_some_and(|leaving| leaving.elements_gone && leaving.routes_gone) {
+                continue;
             }
-            !done
-        });
+            let Some(mut leaving) = self.leaving.remove(&id) else {
+                continue;
+            };
+            addresses.append(&mut leaving.addresses);
+            if leaving.awaited {
+                awaited.push(id);
+            }
+        }
         if addresses.is_empty() && awaited.is_empty() {
             return;
         }

@@ -73,8 +73,8 @@ impl Filter {
             elements: names,
             failed: false,
         };
-        if !workload.standing && !self.standing.contains(id) {
-            self.standing.push(id.clone());
+        if !workload.standing {
+            self.standing.insert(id.clone());
         }
         self.workloads.insert(id.clone(), workload);
     }
@@ -84,7 +84,7 @@ impl Filter {
         let Some(workload) = self.workloads.remove(id) else {
             return;
         };
-        self.standing.retain(|waiting| waiting != id);
+        self.standing.swap_remove(id);
         for (set, key) in &workload.elements {
             self.disown(id, *set, key);
         }
@@ -110,6 +110,7 @@ impl Filter {
             return false;
         };
         leaving.routes_gone = true;
+        self.left.push(id.clone());
         leaving.awaited
     }
 

@@ -193,13 +193,7 @@ impl Reconciler {
 
     /// Deletes whatever own routes lead to a link that is nobody's.
     pub(super) fn unroute_link(&mut self, index: u32) {
-        let prefixes: Vec<ipnet::IpNet> = self
-            .table
-            .iter()
-            .filter(|(_, entry)| entry.seen == LINK | index)
-            .map(|(prefix, _)| prefix)
-            .collect();
-        self.deletes.extend(prefixes);
+        self.deletes.extend(self.table.to_link(index));
     }
 
     pub(super) fn want<'a>(&'a self, state: &'a State) -> Want<'a> {
@@ -261,7 +255,10 @@ impl Reconciler {
             Stage::Create | Stage::Write(_) | Stage::Unroute | Stage::Unlink => {
                 self.to_write.push_back(id.clone());
             }
-            Stage::Idle | Stage::Busy | Stage::Backoff | Stage::AwaitReap | Stage::AwaitBridge => {}
+            Stage::AwaitReap => {
+                self.awaiting.insert(id.clone());
+            }
+            Stage::Idle | Stage::Busy | Stage::Backoff | Stage::AwaitBridge => {}
         }
         state.stage = stage;
     }

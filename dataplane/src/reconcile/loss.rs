@@ -4,7 +4,7 @@ use hashbrown::HashSet;
 
 use super::{
     Reconciler,
-    table::{Code, Hash, NONE, SPOILT},
+    table::{Code, Hash, LINK, NONE, SPOILT},
 };
 use crate::kernel::{NextHopKind, Target};
 
@@ -55,11 +55,15 @@ impl Reconciler {
         self.route_reads.extend(foreign);
     }
 
-    /// Own routes of which the content fulfils a condition are gone.
+    /// Own routes to nexthop objects of which the content fulfils a condition are gone.
     pub(super) fn lose_routes_where(&mut self, gone: impl Fn(Code) -> bool, spoilt: bool) {
         let mut again = Vec::new();
+        #[cfg(test)]
+        self.walked
+            .set(self.walked.get() + self.table.iter().count());
         self.table.for_each(|prefix, entry| {
             if entry.seen != NONE && gone(entry.seen) {
+                debug_assert_eq!(entry.seen & LINK, 0, "these go by their link");
                 if spoilt && entry.learned == entry.seen {
                     entry.flags |= SPOILT;
                 }
@@ -72,6 +76,15 @@ impl Reconciler {
             self.queue(prefix);
         }
         self.table.prune();
+    }
+
+    /// Own routes to a link are gone.
+    pub(super) fn lose_routes_to(&mut self, index: u32) {
+        for prefix in self.table.to_link(index).to_vec() {
+            self.table.set_seen(&prefix, NONE);
+            self.note_underlay_route(&prefix);
+            self.queue(prefix);
+        }
     }
 
     /// The object of a set stands again: its routes can be written.

@@ -11,6 +11,7 @@
 //!   `results`: what the answers mean; `retry`: what waits for time to pass; `reap`: links to be
 //!   deleted together.
 
+mod addresses;
 mod attach;
 mod bridges;
 mod lifecycle;
@@ -47,6 +48,7 @@ use ipnet::IpNet;
 pub use self::tunnel::endpoint_mac;
 pub use self::values::{host_interface, workload_mac};
 use self::{
+    addresses::Addresses,
     attach::{Spec, bridge_key},
     lifecycle::State,
     nexthops::NextHops,
@@ -62,8 +64,8 @@ pub use self::view::{Hop, KernelRoute, Lookup, NextHopView, ObjectStatus, Status
 use crate::{
     desired::{Event, Failure, Kind, Object, ObjectId, Source, Via},
     kernel::{
-        Address, Change, Link, NextHop, Op, OpError, OpResult, PROTOCOL_AGENTD_BGP, Place, Query,
-        Resilient, Snapshot,
+        Change, Link, NextHop, Op, OpError, OpResult, PROTOCOL_AGENTD_BGP, Place, Query, Resilient,
+        Snapshot,
     },
 };
 
@@ -144,7 +146,9 @@ pub struct Reconciler {
     started: bool,
     links: HashMap<u32, Link, Hash>,
     names: HashMap<String, u32, Hash>,
-    addresses: HashMap<u32, Vec<Address>, Hash>,
+    /// Those that are no workload's. Of workloads there are thousands.
+    others: BTreeSet<u32>,
+    addresses: Addresses,
     table: Table,
     seen_next_hops: HashMap<u32, NextHop, Hash>,
     mtu: u32,
@@ -160,6 +164,8 @@ pub struct Reconciler {
     by_host_name: HashMap<String, Arc<str>, Hash>,
     by_index: HashMap<u32, Arc<str>, Hash>,
     by_netns: HashMap<(u64, u64), Vec<Arc<str>>, Hash>,
+    /// Those that may wait until the link of a predecessor is deleted.
+    awaiting: BTreeSet<Arc<str>>,
     /// And whether they were reported as programmed.
     blackholes: HashMap<IpNet, bool, Hash>,
     /// Blackholes of which the removal is still to be reported.
@@ -220,6 +226,9 @@ pub struct Reconciler {
     swept: u64,
     overruns: u64,
     last_audit: Option<Instant>,
+    /// Things of all workloads that were looked at one by one.
+    #[cfg(test)]
+    walked: std::cell::Cell<usize>,
 }
 
 /// Why an object is not in the kernel, and when it is tried again.
@@ -258,7 +267,8 @@ impl Reconciler {
             started: false,
             links: HashMap::default(),
             names: HashMap::default(),
-            addresses: HashMap::default(),
+            others: BTreeSet::new(),
+            addresses: Addresses::default(),
             table: Table::new(),
             seen_next_hops: HashMap::default(),
             mtu,
@@ -270,6 +280,7 @@ impl Reconciler {
             by_host_name: HashMap::default(),
             by_index: HashMap::default(),
             by_netns: HashMap::default(),
+            awaiting: BTreeSet::new(),
             blackholes: HashMap::default(),
             removing: HashSet::default(),
             next_hops: NextHops::default(),
@@ -314,6 +325,8 @@ impl Reconciler {
             swept: 0,
             overruns: 0,
             last_audit: None,
+            #[cfg(test)]
+            walked: std::cell::Cell::default(),
         }
     }
 
@@ -590,6 +603,8 @@ impl Reconciler {
 
     /// Has workloads looked at that follow the underlay and do not have its MTU.
     fn follow_mtu(&mut self) {
+        #[cfg(test)]
+        self.walked.set(self.walked.get() + self.workloads.len());
         let following: Vec<Arc<str>> = self
             .workloads
             .iter()

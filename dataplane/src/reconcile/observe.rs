@@ -10,14 +10,14 @@ use ipnet::IpNet;
 use super::{
     Reconciler,
     resolve::is_usable,
-    table::{ALTERED, LINK, MAIN, MET, NONE, SPOILT, is_own},
-    values::{GLOBAL_SYSCTLS, is_address, is_own_link, single, what},
+    table::{ALTERED, MAIN, MET, NONE, SPOILT, is_own},
+    values::{GLOBAL_SYSCTLS, is_address, is_own_link, what},
 };
 use crate::{
     desired::{Event, Kind, Source},
     kernel::{
-        Address, Change, Link, NextHop, NextHopKind, Op, PROTOCOL_AGENTD_BGP, Place, Route,
-        Snapshot, TUNNEL_PREFIX, Target,
+        Address, Change, Link, LinkKind, NextHop, NextHopKind, Op, PROTOCOL_AGENTD_BGP, Place,
+        Route, Snapshot, TUNNEL_PREFIX, Target,
     },
 };
 
@@ -43,6 +43,26 @@ impl Reconciler {
             self.names.remove(&before.name);
         }
         self.names.insert(name, index);
+        let marks = |link: &Link| {
+            (
+                link.name.clone(),
+                link.alias.clone(),
+                link.mac,
+                link.kind.clone(),
+            )
+        };
+        let now = self.links.get(&index);
+        let same = before.as_ref().map(marks) == now.map(marks);
+        if !same && let Some(now) = now {
+            // Bridges are few, and their addresses are the node's.
+            let other = now.kind == LinkKind::Bridge || !is_own_link(now);
+            let changed = match other {
+                true => self.others.insert(index),
+                false => self.others.remove(&index),
+            };
+            self.addresses_dirty |= changed;
+            self.mtu_dirty |= changed;
+        }
         before
     }
 
@@ -53,7 +73,11 @@ impl Reconciler {
             }
             self.forget_tunnel(index, &link.name);
         }
-        self.addresses.remove(&index);
+        if self.others.remove(&index) {
+            self.mtu_dirty = true;
+            self.addresses_dirty = true;
+        }
+        self.addresses.forget(index);
         self.reap.forget(index);
         self.lose_link(index, true);
     }
@@ -74,22 +98,7 @@ impl Reconciler {
         if !down {
             return;
         }
-        match self
-            .by_index
-            .get(&index)
-            .and_then(|id| self.workloads.get(id))
-        {
-            Some(state) => {
-                let prefixes: Vec<IpNet> = state.spec.routed().iter().map(|a| single(*a)).collect();
-                for prefix in prefixes {
-                    if self.table.get(&prefix).seen == LINK | index {
-                        self.table.set_seen(&prefix, NONE);
-                        self.queue(prefix);
-                    }
-                }
-            }
-            None => self.lose_routes_where(|code| code == LINK | index, false),
-        }
+        self.lose_routes_to(index);
         let foreign: Vec<IpNet> = self
             .table
             .all_foreign()
@@ -113,7 +122,7 @@ impl Reconciler {
         if before.as_ref().map(is_usable) != Some(usable) {
             self.resolve_dirty = true;
         }
-        if before.as_ref().map(|link| link.mtu) != Some(mtu) {
+        if before.as_ref().map(|link| link.mtu) != Some(mtu) && self.others.contains(&index) {
             self.mtu_dirty = true;
         }
         if let Some(before) = before
@@ -153,8 +162,6 @@ impl Reconciler {
         self.tunnels.disturbed |= self.tunnel_of(index).is_some();
         let awaited = self.reap.contains(index);
         self.forget_link(index);
-        self.mtu_dirty = true;
-        self.addresses_dirty = true;
         if awaited {
             self.wake_awaiting();
         }
@@ -255,13 +262,9 @@ impl Reconciler {
     }
 
     fn address_changed(&mut self, address: Address, gone: bool) {
-        let of_link = self.addresses.entry(address.index).or_default();
-        of_link.retain(|seen| seen.net != address.net);
-        if !gone {
-            of_link.push(address);
-        }
-        if of_link.is_empty() {
-            self.addresses.remove(&address.index);
+        match gone {
+            true => self.addresses.remove(&address),
+            false => self.addresses.put(address),
         }
         let bound = self.by_index.get(&address.index).cloned();
         match bound {
@@ -274,6 +277,9 @@ impl Reconciler {
                     self.read_again(&id, true);
                 }
             }
+            // On the link of a workload that is on its way out.
+            None if self.links.contains_key(&address.index)
+                && !self.others.contains(&address.index) => {}
             None => {
                 if self.tunnel_of(address.index).is_some() {
                     self.look_at_tunnels(gone);
@@ -291,15 +297,18 @@ impl Reconciler {
             return;
         }
         let mut all: Vec<IpAddr> = Vec::new();
-        for (index, of_link) in &self.addresses {
+        for index in &self.others {
             let ours = self
                 .links
                 .get(index)
                 .is_none_or(|link| is_own_link(link) || link.name.starts_with(TUNNEL_PREFIX));
             if !ours {
-                all.extend(of_link.iter().map(|address| address.net.addr()));
+                let of_link = self.addresses.of(*index).iter();
+                all.extend(of_link.map(|address| address.net.addr()));
             }
         }
+        #[cfg(test)]
+        self.walked.set(self.walked.get() + self.others.len());
         all.retain(|address| match address {
             IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
             IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
@@ -409,15 +418,13 @@ impl Reconciler {
         let first = !self.started;
         self.links.clear();
         self.names.clear();
+        self.others.clear();
         self.addresses.clear();
         for link in snapshot.links {
             self.note_link(link);
         }
         for address in &snapshot.addresses {
-            self.addresses
-                .entry(address.index)
-                .or_default()
-                .push(*address);
+            self.addresses.put(*address);
         }
         self.absorb_objects(snapshot.next_hops, first);
         self.absorb_main_table(snapshot.routes, first);
@@ -518,6 +525,7 @@ impl Reconciler {
             entry.flags &= !MET;
         });
         for (prefix, before) in vanished {
+            self.table.relink(&prefix, before, NONE);
             self.spoil(prefix, before);
             changed.push(prefix);
         }
@@ -567,9 +575,8 @@ impl Reconciler {
                         .is_some_and(|link| want.is_host_link_right(link))
             };
             let has = |address: &Address| {
-                self.addresses.get(&state.index).is_some_and(|of_link| {
-                    of_link.iter().any(|seen| is_address(seen.net, address.net))
-                })
+                let of_link = self.addresses.of(state.index);
+                of_link.iter().any(|seen| is_address(seen.net, address.net))
             };
             let right = state.spec.host_name().is_none()
                 || stands()

@@ -6,9 +6,12 @@
 //! are small, the smaller the longer a link takes (with thousands of links it does), and between two
 //! of them is more time than one took.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
-use indexmap::IndexSet;
+use hashbrown::HashMap;
 
 use super::{
     Config, Reconciler,
@@ -29,9 +32,59 @@ const REST: u32 = 3;
 /// With so many whole groups waiting, links come faster than they go that way.
 const PRESSING: usize = 16;
 
+/// Links in the order in which they are to go. Thousands can wait: none moves the others.
+#[derive(Debug, Default)]
+struct Line {
+    places: HashMap<u32, i64, Hash>,
+    order: BTreeMap<i64, u32>,
+}
+
+impl Line {
+    fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    fn contains(&self, index: u32) -> bool {
+        self.places.contains_key(&index)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = u32> + '_ {
+        self.order.values().copied()
+    }
+
+    /// At the end, unless it waits already.
+    fn push(&mut self, index: u32) {
+        if !self.contains(index) {
+            let place = self.order.last_key_value().map_or(0, |(last, _)| last + 1);
+            self.places.insert(index, place);
+            self.order.insert(place, index);
+        }
+    }
+
+    fn push_first(&mut self, index: u32) {
+        self.remove(index);
+        let place = self
+            .order
+            .first_key_value()
+            .map_or(0, |(first, _)| first - 1);
+        self.places.insert(index, place);
+        self.order.insert(place, index);
+    }
+
+    fn remove(&mut self, index: u32) {
+        if let Some(place) = self.places.remove(&index) {
+            self.order.remove(&place);
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Reaper {
-    links: IndexSet<u32, Hash>,
+    links: Line,
     /// When those that wait are to go.
     due: Option<Instant>,
     /// Somebody waits for the first ones.
@@ -58,15 +111,18 @@ impl Reaper {
     }
 
     pub(super) fn contains(&self, index: u32) -> bool {
-        self.links.contains(&index)
+        self.links.contains(index)
     }
 
     pub(super) fn forget(&mut self, index: u32) {
-        self.links.shift_remove(&index);
+        self.links.remove(index);
     }
 
     pub(super) fn retain(&mut self, stands: impl Fn(u32) -> bool) {
-        self.links.retain(|index| stands(*index));
+        let gone: Vec<u32> = self.links.iter().filter(|index| !stands(*index)).collect();
+        for index in gone {
+            self.links.remove(index);
+        }
     }
 
     /// A workload comes or goes.
@@ -125,7 +181,7 @@ impl Reaper {
         self.awaited = false;
         self.due = None;
         self.turn = true;
-        let indexes: Vec<u32> = self.links.iter().take(group).copied().collect();
+        let indexes: Vec<u32> = self.links.iter().take(group).collect();
         self.began = Some((now, indexes.len()));
         Some(indexes)
     }
@@ -144,7 +200,7 @@ impl Reaper {
 
 impl Reconciler {
     pub(super) fn reap_later(&mut self, index: u32) {
-        self.reap.links.insert(index);
+        self.reap.links.push(index);
         if self.reap.due.is_none() {
             self.reap.due = Some(self.now + self.config.reap_delay);
         }
@@ -153,9 +209,7 @@ impl Reconciler {
     /// A workload waits until this link is gone.
     pub(super) fn reap_soon(&mut self, index: u32) {
         self.reap_later(index);
-        if let Some(position) = self.reap.links.get_index_of(&index) {
-            self.reap.links.move_index(position, 0);
-        }
+        self.reap.links.push_first(index);
         self.reap.awaited = true;
     }
 
@@ -186,11 +240,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn links_go_in_their_order_and_one_that_is_waited_for_goes_first() {
+        let mut line = Line::default();
+        for index in [7, 5, 9, 5] {
+            line.push(index);
+        }
+        assert_eq!(line.iter().collect::<Vec<_>>(), [7, 5, 9]);
+        line.push_first(9);
+        line.push_first(4);
+        line.remove(7);
+        line.push(7);
+        assert_eq!(line.iter().collect::<Vec<_>>(), [4, 9, 5, 7]);
+        assert_eq!(line.len(), 4);
+        assert!(line.contains(5) && !line.contains(6));
+    }
+
+    #[test]
     fn groups_get_smaller_where_a_link_takes_long_and_large_again_at_rest() {
         let config = Config::default();
         let mut now = Instant::now();
         let mut reaper = Reaper::default();
-        reaper.links.extend(0..2000);
+        (0..2000).for_each(|index| reaper.links.push(index));
         reaper.due = Some(now);
         for (took_for_each, next) in [(1, 32), (5, 8), (100, 4)] {
             reaper.note_active(now);

@@ -40,10 +40,7 @@ pub(super) fn is_usable(link: &Link) -> bool {
 
 impl Reconciler {
     pub(super) fn is_local(&self, address: IpAddr) -> bool {
-        self.addresses
-            .values()
-            .flatten()
-            .any(|own| own.net.addr() == address)
+        self.addresses.links_with(address).next().is_some()
     }
 
     /// A link-local address is ours on one link and may be somebody else's on another.
@@ -52,8 +49,9 @@ impl Reconciler {
             0 => self.is_local(address),
             index => self
                 .addresses
-                .get(&index)
-                .is_some_and(|of_link| of_link.iter().any(|own| own.net.addr() == address)),
+                .of(index)
+                .iter()
+                .any(|own| own.net.addr() == address),
         }
     }
 
@@ -141,10 +139,8 @@ impl Reconciler {
     pub(super) fn underlay_mtu(&self) -> Option<u32> {
         let by_address = self.config.underlay.iter().find_map(|wanted| {
             self.addresses
-                .iter()
-                .filter(|(index, _)| self.tunnel_of(**index).is_none())
-                .find(|(_, of_link)| of_link.iter().any(|own| own.net.addr() == *wanted))
-                .map(|(index, _)| *index)
+                .links_with(*wanted)
+                .find(|index| self.others.contains(index) && self.tunnel_of(*index).is_none())
         });
         let index = by_address.or_else(|| {
             let defaults = [

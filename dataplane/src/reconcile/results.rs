@@ -245,14 +245,11 @@ impl Reconciler {
 
     /// Workloads whose predecessors' links are gone now.
     pub(super) fn wake_awaiting(&mut self) {
-        let waiting: Vec<Arc<str>> = self
-            .workloads
-            .iter()
-            .filter(|(_, state)| matches!(state.stage, Stage::AwaitReap))
-            .map(|(id, _)| id.clone())
-            .collect();
-        for id in waiting {
-            self.stage(&id, Stage::Create);
+        for id in std::mem::take(&mut self.awaiting) {
+            let state = self.workloads.get(&id);
+            if state.is_some_and(|state| matches!(state.stage, Stage::AwaitReap)) {
+                self.stage(&id, Stage::Create);
+            }
         }
     }
 

@@ -111,6 +111,8 @@ pub(super) struct Table {
     /// Own routes with a metric that we never use.
     pub(super) odd: HashMap<(IpNet, u32), Route, Hash>,
     foreign: HashMap<IpNet, SmallVec<[Route; 1]>, Hash>,
+    /// Prefixes of own routes to each interface.
+    by_link: HashMap<u32, SmallVec<[IpNet; 2]>, Hash>,
     /// How many own and foreign prefixes there are of each length.
     own_lengths: [Vec<u32>; 2],
     foreign_lengths: [Vec<u32>; 2],
@@ -132,6 +134,7 @@ impl Table {
             other: HashMap::default(),
             odd: HashMap::default(),
             foreign: HashMap::default(),
+            by_link: HashMap::default(),
             own_lengths: lengths(),
             foreign_lengths: lengths(),
         }
@@ -179,7 +182,12 @@ impl Table {
     }
 
     pub(super) fn set_seen(&mut self, prefix: &IpNet, code: Code) {
-        self.update(prefix, |entry| entry.seen = code);
+        let mut before = NONE;
+        self.update(prefix, |entry| {
+            before = entry.seen;
+            entry.seen = code;
+        });
+        self.relink(prefix, before, code);
         if code != OTHER {
             self.other.remove(prefix);
         }
@@ -192,15 +200,42 @@ impl Table {
             return;
         }
         let code = code_of(route);
+        let mut before = NONE;
         self.update(&route.prefix, |entry| {
+            before = entry.seen;
             entry.seen = code;
             entry.flags |= MET;
         });
+        self.relink(&route.prefix, before, code);
         if code == OTHER {
             self.other.insert(route.prefix, route.clone());
         } else {
             self.other.remove(&route.prefix);
         }
+    }
+
+    /// What is seen at a prefix has changed.
+    pub(super) fn relink(&mut self, prefix: &IpNet, before: Code, after: Code) {
+        if before == after {
+            return;
+        }
+        if before & LINK != 0
+            && let Some(prefixes) = self.by_link.get_mut(&(before & !LINK))
+        {
+            prefixes.retain(|other| other != prefix);
+            if prefixes.is_empty() {
+                self.by_link.remove(&(before & !LINK));
+            }
+        }
+        if after & LINK != 0 {
+            let prefixes = self.by_link.entry(after & !LINK).or_default();
+            prefixes.push(*prefix);
+        }
+    }
+
+    /// Prefixes of own routes to an interface.
+    pub(super) fn to_link(&self, index: u32) -> &[IpNet] {
+        self.by_link.get(&index).map_or(&[], |prefixes| prefixes)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (IpNet, Entry)> + '_ {

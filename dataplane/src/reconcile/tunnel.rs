@@ -364,13 +364,13 @@ impl Reconciler {
 
     /// Inside a subnet of an interface that works.
     fn is_connected(&self, address: IpAddr) -> bool {
-        self.addresses.iter().any(|(index, of_link)| {
+        self.others.iter().any(|index| {
             let usable = self
                 .links
                 .get(index)
                 .is_some_and(|link| is_usable(link) && !link.name.starts_with(TUNNEL_PREFIX));
             usable
-                && of_link.iter().any(|own| {
+                && self.addresses.of(*index).iter().any(|own| {
                     own.net.prefix_len() < own.net.max_prefix_len() && own.net.contains(&address)
                 })
         })

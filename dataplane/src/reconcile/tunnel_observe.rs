@@ -207,7 +207,7 @@ impl Reconciler {
     }
 
     pub(super) fn has_tunnel_address(&self, index: u32, wanted: &IpNet) -> bool {
-        let of_link = self.addresses.get(&index);
-        of_link.is_some_and(|of_link| of_link.iter().any(|seen| seen.net == *wanted))
+        let of_link = self.addresses.of(index);
+        of_link.iter().any(|seen| seen.net == *wanted)
     }
 }

@@ -316,7 +316,8 @@ impl Reconciler {
 
     /// Devices with our mark whose name somebody changed.
     fn plan_renamed(&self, plan: &mut Plan) {
-        for link in self.links.values() {
+        let others = self.others.iter();
+        for link in others.filter_map(|index| self.links.get(index)) {
             if link.alias.as_deref() == Some(TUNNEL_ALIAS)
                 && link.tunnel.is_some()
                 && Device::named(&link.name).is_none()
@@ -367,11 +368,7 @@ impl Reconciler {
                     link.alias = change.alias.or_else(|| link.alias.take());
                 }
             }
-            Part::Address(_, address) => {
-                let of_link = self.addresses.entry(address.index).or_default();
-                of_link.retain(|seen| seen.net != address.net);
-                of_link.push(address);
-            }
+            Part::Address(_, address) => self.addresses.put(address),
             Part::Sysctl(_, path, value) => {
                 let value = Some(value.to_owned());
                 self.tunnels.sysctls.insert(path, value);

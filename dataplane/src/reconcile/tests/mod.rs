@@ -3,6 +3,7 @@
 
 mod audit;
 mod blackhole;
+mod flat;
 mod learned;
 mod properties;
 mod tunnels;
