@@ -1,18 +1,19 @@
 //! A node with fakes for the store, the kernel, the speaker and the callers around it. The test
 //! chooses what is answered next, and how; the world checks after each step what must hold always.
 
+mod fakes;
+mod samples;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant, UNIX_EPOCH},
 };
 
 use bgp::speaker::status::ForeignClaim;
-use dataplane::desired::{Detail, Event, Failure, FailureKind, Netns, Object, ObjectId, Source};
+use dataplane::desired::{Event, Object, ObjectId, Source};
 use ipnet::IpNet;
 
-use crate::node::attachment::{Attachment, Inside, Namespace};
 use crate::{
     config,
     ipam::Now,
@@ -21,110 +22,13 @@ use crate::{
         check::{BgpSays, Sources, check},
         claims::ClaimEvent,
         handle::Added,
-        spec::{FixedAddresses, InterfaceName, Labels, NamespaceName},
         sync::{SyncEvent, SyncId},
         view::{PoolOverride, WatchChange, WorkloadState},
     },
     store::{disk::Disk, record::Record},
 };
-
-pub(super) fn id(name: &str) -> WorkloadId {
-    WorkloadId::new(name).expect("a valid id")
-}
-
-pub(super) fn net(text: &str) -> IpNet {
-    text.parse().expect("a valid prefix")
-}
-
-pub(super) fn spec() -> WorkloadSpec {
-    WorkloadSpec {
-        attachment: Attachment::Routed(Inside {
-            namespace: Namespace {
-                name: NamespaceName::path("/run/netns/a").expect("a valid path"),
-                netns: Netns {
-                    path: "/run/netns/a".into(),
-                    device: 4,
-                    inode: 4026531840,
-                },
-            },
-            interface: InterfaceName::default(),
-        }),
-        pools: Vec::new(),
-        owner: None,
-        addresses: FixedAddresses::default(),
-        mtu: None,
-        labels: Labels::default(),
-        access: Default::default(),
-    }
-}
-
-pub(super) fn fixed(address: &str) -> WorkloadSpec {
-    let addresses = vec![address.parse::<IpAddr>().expect("a valid address")];
-    WorkloadSpec {
-        addresses: FixedAddresses::new(addresses).expect("one address"),
-        ..spec()
-    }
-}
-
-/// Each workload has a namespace of its own.
-pub(super) fn in_own_namespace(name: &str, mut spec: WorkloadSpec) -> WorkloadSpec {
-    if let Attachment::Routed(inside) = &mut spec.attachment {
-        let number = |sum: u64, byte: u8| sum * 257 + u64::from(byte);
-        inside.namespace.netns.inode = name.bytes().fold(1, number);
-    }
-    spec
-}
-
-pub(super) fn attached(attachment: Attachment) -> WorkloadSpec {
-    WorkloadSpec {
-        attachment,
-        ..spec()
-    }
-}
-
-/// On a bridge, in a namespace of its own.
-pub(super) fn bridged(name: &str, bridge: &str) -> WorkloadSpec {
-    let Attachment::Routed(inside) = in_own_namespace(name, spec()).attachment else {
-        unreachable!("made so");
-    };
-    attached(Attachment::Bridged {
-        inside,
-        bridge: bridge.to_owned(),
-    })
-}
-
-fn bridges() -> Vec<config::Bridge> {
-    vec![config::Bridge {
-        name: "apps0".to_owned(),
-        subnets: vec![config::Subnet {
-            cidr: net("172.30.0.0/29"),
-            gateway: net("172.30.0.1/32").addr(),
-            reserved: Vec::new(),
-        }],
-        mtu: None,
-        nat_outgoing: true,
-    }]
-}
-
-fn pools() -> Vec<config::Pool> {
-    let pool = |name: &str, cidr, block_size, claim| config::Pool {
-        claim: vec![net(claim)],
-        ..config::Pool::new(name, net(cidr), block_size)
-    };
-    vec![
-        pool("four", "10.0.0.0/24", 30, "10.0.0.0/28"),
-        pool("six", "fd00::/112", 126, "fd00::/124"),
-    ]
-}
-
-const SETTINGS: config::Ipam = config::Ipam {
-    cooldown: Duration::from_secs(2),
-    claim_ahead: 75,
-    release_empty_after: Duration::from_secs(20),
-    release_unnamed_after: Duration::from_secs(10),
-    store: config::Store::Local,
-    etcd: None,
-};
+use samples::{SETTINGS, bridges, pools};
+pub(super) use samples::{attached, bridged, fixed, id, in_own_namespace, net, spec};
 
 #[derive(Clone, Debug)]
 enum KernelWork {
@@ -397,133 +301,6 @@ impl World {
 
     pub(super) fn kernel_waits(&self) -> usize {
         self.kernel_work.len()
-    }
-
-    /// The store answers the oldest submission.
-    pub(super) fn store_answers(&mut self, fails: bool) {
-        let Some((token, records)) = self.store.pop_front() else {
-            return;
-        };
-        let result = if fails {
-            Err("no space left".to_owned())
-        } else {
-            self.disk.apply(&records);
-            Ok(())
-        };
-        self.node.handle_persisted(self.now, token, result);
-        self.drain();
-    }
-
-    /// The kernel does one of the things that wait; those of one object in their order.
-    pub(super) fn kernel_answers(&mut self, choice: usize, fails: Option<FailureKind>) {
-        if self.kernel_work.is_empty() {
-            return;
-        }
-        let chosen = choice % self.kernel_work.len();
-        let object = |work: &KernelWork| match work {
-            KernelWork::Set(id) | KernelWork::Remove(id) => Some(id.clone()),
-            KernelWork::Synced(_) => None,
-        };
-        let wanted = object(&self.kernel_work[chosen]);
-        let first = self
-            .kernel_work
-            .iter()
-            .position(|work| object(work) == wanted)
-            .expect("the chosen one at least");
-        let event = match self.kernel_work.remove(first) {
-            KernelWork::Set(id) => match (fails, self.desired.get(&id)) {
-                (Some(kind), Some(_)) => {
-                    // Retried by itself.
-                    self.kernel_work.push(KernelWork::Set(id.clone()));
-                    Event::Failed {
-                        id,
-                        error: Failure {
-                            kind,
-                            text: format!("{kind:?}"),
-                            retry_in: None,
-                        },
-                    }
-                }
-                (None, Some(object)) => {
-                    self.kernel.insert(id.clone(), Some(object.clone()));
-                    Event::Programmed {
-                        id,
-                        detail: Detail {
-                            host_interface: "agt0".to_owned(),
-                            host_ifindex: 7,
-                            mtu: 1500,
-                        },
-                    }
-                }
-                (_, None) => return,
-            },
-            KernelWork::Remove(id) => {
-                if let ObjectId::Blackhole(cidr) = &id {
-                    assert!(
-                        !self.originated.contains(cidr),
-                        "blackhole {cidr} removed while the block is originated"
-                    );
-                }
-                self.kernel.remove(&id);
-                if matches!(id, ObjectId::Route(_)) {
-                    return;
-                }
-                Event::Removed { id }
-            }
-            KernelWork::Synced(source) => {
-                let before = self.kernel.len();
-                let desired = &self.desired;
-                self.kernel
-                    .retain(|id, _| id.source() != source || desired.contains_key(id));
-                Event::Swept {
-                    source,
-                    deleted: before - self.kernel.len(),
-                }
-            }
-        };
-        self.node.handle_dataplane(self.now, event);
-        self.drain();
-    }
-
-    /// The kernel reports a failure of something that stands.
-    pub(super) fn kernel_breaks(&mut self, name: &str, kind: FailureKind) {
-        let object = ObjectId::Workload(id(name).shared());
-        self.kernel_work.push(KernelWork::Set(object.clone()));
-        let error = Failure {
-            kind,
-            text: format!("{kind:?}"),
-            retry_in: None,
-        };
-        self.node
-            .handle_dataplane(self.now, Event::Failed { id: object, error });
-        self.drain();
-    }
-
-    pub(super) fn speaker_answers(&mut self) {
-        match self.speaker_work.pop_front() {
-            Some(SpeakerWork::Originate(cidr)) => {
-                assert!(
-                    cidr.prefix_len() == cidr.max_prefix_len()
-                        || self.kernel.contains_key(&ObjectId::Blackhole(cidr)),
-                    "{cidr} originated without its blackhole"
-                );
-                self.originated.insert(cidr);
-                self.node.handle_originated(self.now, cidr);
-            }
-            Some(SpeakerWork::Withdraw(cidr)) => {
-                self.originated.remove(&cidr);
-                self.node.handle_withdrawn(cidr);
-            }
-            None => {}
-        }
-        self.drain();
-    }
-
-    /// Every originated block is advertised to so many peers.
-    pub(super) fn advertise(&mut self, peers: u32) {
-        let counts = self.originated.iter().map(|cidr| (*cidr, peers)).collect();
-        self.node.handle_advertised(counts);
-        self.drain();
     }
 
     pub(super) fn pass(&mut self, time: Duration) {
