@@ -302,6 +302,42 @@ fn links_are_deleted_together_and_foreign_ones_stay() {
 }
 
 #[test]
+fn to_delete_links_the_others_are_listed_once_only() {
+    on_a_host(|| async {
+        let workloads: Vec<Workload> = (0..6).map(|_| Workload::new()).collect();
+        let (kernel, _changes) = Kernel::open().unwrap();
+        let ops = (0_u32..).zip(&workloads).map(|(number, workload)| {
+            let name = format!("agt{number}");
+            Op::CreateVeth(Box::new(veth(
+                &name,
+                HOST_INDEX + number,
+                &workload.netns(),
+            )))
+        });
+        all_ok(&kernel.apply(ops.collect()).await);
+        for number in 0..20 {
+            ip(&format!(
+                "link add foreign{number} type veth peer name other{number}"
+            ));
+        }
+        let mut cost = Vec::new();
+        for pair in 0..3 {
+            let first = HOST_INDEX + 2 * pair;
+            let before = kernel.counts().answers;
+            all_ok(
+                &kernel
+                    .apply(vec![Op::DeleteLinks(vec![first, first + 1])])
+                    .await,
+            );
+            cost.push(kernel.counts().answers - before);
+        }
+        assert_eq!(ip("-br link show").matches("agt").count(), 0);
+        assert_eq!(ip("-br link show").matches("foreign").count(), 40);
+        assert!(cost[0] > 40 && cost[1] < 10 && cost[2] < 10, "{cost:?}");
+    });
+}
+
+#[test]
 fn a_namespace_that_is_gone_or_replaced_is_told_apart() {
     on_a_host(|| async {
         let workload = Workload::new();

@@ -2,7 +2,8 @@
 //!
 //! Deleting one link waits for the kernel's RCU grace periods, some 20 ms, and deleting one after
 //! the other waits for each. One RTM_DELLINK for a whole group waits once. So links are put into a
-//! group of our own first; before that it is made sure that nobody else's link is in it.
+//! group of our own first. When its number is chosen it is made sure that nobody else's link is in it;
+//! that reads all links, so it is chosen once, and anew when something went wrong.
 
 use hashbrown::HashSet;
 
@@ -40,13 +41,11 @@ impl Work<'_> {
     }
 
     fn by_group(&mut self, indexes: &[u32]) -> OpResult {
-        let taken = self.groups();
-        let group = loop {
-            let group = fastrand::u32(0x1000_0000..0x7fff_ffff);
-            if !taken.contains(&group) {
-                break group;
-            }
+        let group = match self.pipe.group {
+            Some(group) => group,
+            None => self.choose(),
         };
+        self.pipe.group = Some(group);
         let deleted = self.set_group(indexes, group).and_then(|()| {
             self.request(&[group], |pipe, sequence, group| {
                 pipe.encoder.begin_link(kind::DELETE_LINK, 0, sequence, 0);
@@ -57,9 +56,20 @@ impl Work<'_> {
         if deleted.is_err() {
             // One link that cannot be deleted keeps the whole group.
             let _ = self.set_group(indexes, 0);
+            self.pipe.group = None;
             return self.by_index(indexes);
         }
         Ok(())
+    }
+
+    fn choose(&mut self) -> u32 {
+        let taken = self.groups();
+        loop {
+            let group = fastrand::u32(0x1000_0000..0x7fff_ffff);
+            if !taken.contains(&group) {
+                return group;
+            }
+        }
     }
 
     fn set_group(&mut self, indexes: &[u32], group: u32) -> OpResult {
@@ -95,9 +105,11 @@ impl Work<'_> {
         let request = encoder.bytes().to_vec();
         encoder.clear();
         let mut groups = HashSet::new();
+        let mut answers = 0;
         let _ = self
             .socket
             .dump(&request, sequence, &mut self.pipe.receive, |message| {
+                answers += 1;
                 let group = message.payload.get(16..).and_then(|rest| {
                     decode::attributes(rest)
                         .find(|(kind, _)| *kind == attribute::IFLA_GROUP)
@@ -105,6 +117,7 @@ impl Work<'_> {
                 });
                 groups.extend(group);
             });
+        self.pipe.count_dump(answers);
         groups
     }
 }

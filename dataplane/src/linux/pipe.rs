@@ -86,6 +86,8 @@ pub(super) struct Pipe {
     /// Ascending by sequence number. One message can carry several operations, and an operation can
     /// need several messages.
     owners: Vec<Owner>,
+    /// Of links that are deleted together; `None`: still to be chosen.
+    pub(super) group: Option<u32>,
     counters: Arc<Counters>,
 }
 
@@ -96,6 +98,7 @@ impl Pipe {
             receive: Vec::new(),
             sequence: 0,
             owners: Vec::new(),
+            group: None,
             counters,
         }
     }
