@@ -362,6 +362,8 @@ impl Reconciler {
             return;
         }
         let keys: Vec<HopKey> = self.next_hops.hops.keys().copied().collect();
+        #[cfg(test)]
+        self.walked.set(self.walked.get() + keys.len());
         for key in keys {
             let before = self.next_hops.hops.get(&key).and_then(|hop| hop.resolved);
             let resolved = self.resolve_hop(key, before);
@@ -430,6 +432,12 @@ impl Reconciler {
             }
         }
         self.leave_out(via);
+    }
+
+    /// Some next hop is resolved through this link.
+    pub(super) fn leads_through(&self, index: u32) -> bool {
+        let mut resolved = self.next_hops.hops.values().filter_map(|hop| hop.resolved);
+        resolved.any(|resolved| resolved.gateway.index == index)
     }
 
     /// A route to this prefix changed: does it matter to any next hop?

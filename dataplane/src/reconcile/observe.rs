@@ -76,6 +76,7 @@ impl Reconciler {
         if self.others.remove(&index) {
             self.mtu_dirty = true;
             self.addresses_dirty = true;
+            self.resolve_dirty = true;
         }
         self.addresses.forget(index);
         self.reap.forget(index);
@@ -84,7 +85,8 @@ impl Reconciler {
 
     /// A link no longer carries packets; `down`: its IPv4 routes are gone as well.
     fn lose_link(&mut self, index: u32, down: bool) {
-        self.resolve_dirty = true;
+        // Next hops are rarely behind a workload's link, and those come and go all the time.
+        self.resolve_dirty |= self.others.contains(&index) || self.leads_through(index);
         let objects: Vec<u32> = self
             .seen_next_hops
             .values()

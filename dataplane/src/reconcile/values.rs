@@ -19,7 +19,9 @@ pub fn host_interface(id: &str) -> String {
     let mut name = String::with_capacity(15);
     name.push_str(INTERFACE_PREFIX);
     for byte in digest.iter().take(6) {
-        name.push_str(&format!("{byte:02x}"));
+        for digit in [byte >> 4, byte & 0xf] {
+            name.extend(char::from_digit(u32::from(digit), 16));
+        }
     }
     name.truncate(INTERFACE_PREFIX.len() + 11);
     name

@@ -6,6 +6,7 @@ use crate::kernel::{Address, Change};
 fn world_of(count: u16) -> World {
     let mut world = World::new(kernel());
     world.sync();
+    world.set(learned("10.200.0.0/24", &["192.168.1.20"]));
     for number in 0..count {
         let [high, low] = number.to_be_bytes();
         let address = format!("10.1.{high}.{low}");
