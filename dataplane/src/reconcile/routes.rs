@@ -160,26 +160,44 @@ impl Reconciler {
             })
     }
 
-    /// Of these objects, those to which routes point that are to point elsewhere but cannot yet,
-    /// because that fails at the moment: make before break. Also those with routes of an earlier run
-    /// that may still be wanted. All of them while it is not known where some routes point.
+    /// Of these objects, those to which routes point, by themselves or by a group, that are to point
+    /// elsewhere but cannot yet, because that fails at the moment: make before break. Also those with
+    /// routes of an earlier run that may still be wanted, and the last members of a group that is
+    /// wanted. All of them while it is not known where some routes point.
     fn objects_still_needed(&self, ids: &[u32]) -> Vec<u32> {
         if !(self.route_reads.is_empty() && self.unread.is_empty()) {
             return ids.to_vec();
         }
-        let synced = self.is_synced(Source::Bgp);
-        if ids.is_empty() || (synced && !self.something_waits()) {
+        if ids.is_empty() {
             return Vec::new();
+        }
+        let mut needed: Vec<u32> = (ids.iter().copied())
+            .filter(|id| self.would_empty_a_group(*id, ids))
+            .collect();
+        let synced = self.is_synced(Source::Bgp);
+        if synced && !self.something_waits() {
+            return needed;
         }
         let unwanted: HashSet<IpNet, Hash> = match synced {
             true => HashSet::default(),
             false => self.deletes.iter().copied().collect(),
         };
-        let mut needed: Vec<u32> = self
-            .table
-            .iter()
+        // A group need not be among them: one of an earlier run is nobody's until the sweep.
+        let mut leads_there: HashMap<u32, Vec<u32>, Hash> =
+            ids.iter().map(|id| (*id, vec![*id])).collect();
+        for object in self.seen_next_hops.values() {
+            if let NextHopKind::Group(members) = &object.kind {
+                let members = members.iter().map(|(member, _)| *member);
+                let members: Vec<u32> = members.filter(|member| ids.contains(member)).collect();
+                // A group without members is gone as well.
+                if !members.is_empty() {
+                    leads_there.entry(object.id).or_default().extend(members);
+                }
+            }
+        }
+        let used: HashSet<u32, Hash> = (self.table.iter())
             .filter(|(prefix, entry)| {
-                ids.contains(&entry.seen)
+                leads_there.contains_key(&entry.seen)
                     && match entry.learned {
                         NONE => !synced && !unwanted.contains(prefix),
                         id => {
@@ -189,19 +207,8 @@ impl Reconciler {
             })
             .map(|(_, entry)| entry.seen)
             .collect();
-        needed.sort_unstable();
-        needed.dedup();
-        // A group without members is gone as well.
-        for at in 0..needed.len() {
-            if let Some(NextHopKind::Group(members)) = self
-                .seen_next_hops
-                .get(&needed[at])
-                .map(|object| &object.kind)
-            {
-                let members = members.iter().map(|(member, _)| *member);
-                needed.extend(members.filter(|member| ids.contains(member)));
-            }
-        }
+        let through = used.iter().filter_map(|id| leads_there.get(id));
+        needed.extend(through.flatten());
         needed
     }
 

@@ -529,6 +529,35 @@ fn the_object_of_routes_of_an_earlier_run_stays_until_they_are_known_to_be_stale
 }
 
 #[test]
+fn the_last_member_of_a_group_of_an_earlier_run_stays_while_routes_lead_through_it() {
+    let mut world = World::new(kernel());
+    world.sync();
+    world.set(learned("10.1.0.0/26", &["192.168.1.11", "192.168.1.12"]));
+    let second = world.kernel.host.next_hops.values().find_map(|object| {
+        let NextHopKind::Gateway(gateway) = &object.kind else {
+            return None;
+        };
+        (gateway.address == Some(ip("192.168.1.12"))).then_some(object.id)
+    });
+    let id = second.unwrap();
+    world.kernel.edit(&Op::DeleteNextHop { id }).unwrap();
+    let mut world = world.restart();
+    assert_eq!(group_of(&world, "10.1.0.0/26"), 1);
+    let busy = Some(libc::EBUSY);
+    // The new gateway, the new group, the route; then the route alone.
+    world.kernel.faults.extend([None, None, busy]);
+    world.set(learned("10.1.0.0/26", &["192.168.1.11", "192.168.1.13"]));
+    world.kernel.faults.push_back(busy);
+    world.set(learned("10.1.0.0/26", &["192.168.1.13"]));
+    assert!(world.kernel.faults.is_empty());
+    assert_eq!(group_of(&world, "10.1.0.0/26"), 1, "it still stands");
+    world.pass(Duration::from_secs(2));
+    assert_eq!(gateway_of(&world, "10.1.0.0/26"), Some(ip("192.168.1.13")));
+    world.sync();
+    assert_eq!(world.kernel.host.next_hops.len(), 1);
+}
+
+#[test]
 fn a_resilient_group_shrinks_in_place() {
     let resilient = Some(crate::kernel::Resilient {
         buckets: 64,
