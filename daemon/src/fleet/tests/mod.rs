@@ -5,6 +5,7 @@
 //! over, every node has what it asked for, and the store has exactly what the nodes have.
 #![allow(clippy::unwrap_used)]
 
+mod registry;
 mod store;
 
 use std::{
