@@ -42,6 +42,9 @@ impl Reconciler {
             self.next_hops.retired.remove(id);
             if self.is_wanted_object(*id) {
                 self.next_hops.dirty.insert(*id);
+            } else {
+                // It is gone, which is what failed.
+                self.object_failures.remove(id);
             }
         }
         self.lose_routes_where(|code| lost.contains(&code), spoilt);

@@ -113,6 +113,8 @@ impl Reconciler {
                 self.next_hops.dirty.insert(id);
             } else if self.object_stands(id) {
                 self.next_hops.retired.insert(id);
+            } else {
+                self.object_failures.remove(&id);
             }
         }
         self.expire_tunnels();

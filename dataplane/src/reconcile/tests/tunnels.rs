@@ -499,7 +499,8 @@ fn workloads_have_the_mtu_of_their_pools_mode_live() {
 #[test]
 fn any_finite_faults_are_overcome_and_a_second_pass_plans_nothing() {
     let asked = std::env::var("SEQUENCES").map(|text| text.parse().unwrap());
-    for seed in 0..asked.unwrap_or(200) {
+    // The first ones found something once.
+    for seed in [686, 1479].into_iter().chain(0..asked.unwrap_or(200)) {
         let mut rng = fastrand::Rng::with_seed(seed);
         let mut world = World::new(kernel());
         let errors = [
