@@ -57,6 +57,10 @@ impl Reconciler {
         for id in std::mem::take(&mut self.next_hops.dirty) {
             if self.object_matches(id) {
                 self.object_failures.remove(&id);
+                if self.object_stands(id) {
+                    // Not by a write of ours: it was thought to be gone, and a dump has it.
+                    self.release_held(id);
+                }
                 continue;
             }
             match self.wanted_kind(id) {
