@@ -371,11 +371,7 @@ fn check_names_file_line_key_and_reason_of_every_error() -> Result<()> {
             "address = \"rr.example\"",
             &["address"],
         ),
-        (
-            "store = \"local\"",
-            "store = \"paper\"",
-            &["store", "paper"],
-        ),
+        ("[ipam]", "[ipam]\nstore = \"paper\"", &["store", "paper"]),
         ("[bgp]", "[bgp]\nhold_time = \"1s\"", &["hold_time"]),
     ];
     for (from, to, words) in cases {
