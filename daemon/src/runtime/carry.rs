@@ -1,7 +1,7 @@
 //! Small tasks that wait in the place of the node's task: they carry its messages to the dataplane
 //! and to the speaker, and ask which peers have its blocks.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bgp::{
     rib::LocalRoute,
@@ -81,38 +81,136 @@ pub(super) async fn to_speaker(
     }
 }
 
+/// What a peer is to get waits for its socket, and nothing tells when it has gone out. So while a
+/// peer lacks a block, it is counted again after these pauses; then policy must be what keeps it.
+const RECOUNT: [Duration; 5] = [
+    Duration::from_millis(50),
+    Duration::from_millis(150),
+    Duration::from_millis(500),
+    Duration::from_secs(2),
+    Duration::from_secs(5),
+];
+
+/// For each block how many Established peers have it, and whether all of them have all.
+type Counted = (Vec<(IpNet, u32)>, bool);
+
 /// Counts the Established peers that have each originated block, whenever asked to.
 pub(super) async fn count_advertised(
     network: Arc<dyn Network>,
-    mut originated: watch::Receiver<Vec<IpNet>>,
+    originated: watch::Receiver<Vec<IpNet>>,
     acks: mpsc::Sender<Ack>,
 ) {
-    while originated.changed().await.is_ok() {
+    let count = |blocks| count_once(network.clone(), blocks);
+    count_when_asked(originated, acks, &RECOUNT, count).await;
+}
+
+async fn count_when_asked<C>(
+    mut originated: watch::Receiver<Vec<IpNet>>,
+    acks: mpsc::Sender<Ack>,
+    recount: &[Duration],
+    count: impl Fn(Vec<IpNet>) -> C,
+) where
+    C: Future<Output = Counted>,
+{
+    if originated.changed().await.is_err() {
+        return;
+    }
+    let mut pauses = recount.iter();
+    loop {
         let blocks = originated.borrow_and_update().clone();
-        let mut counts: HashMap<IpNet, u32> = blocks.iter().map(|cidr| (*cidr, 0)).collect();
-        let peers = network.peers().await;
-        for peer in peers
-            .iter()
-            .filter(|peer| peer.state == PeerState::Established)
-        {
-            for (cidr, count) in &mut counts {
-                let page = network
-                    .routes(RouteQuery {
-                        table: RouteTable::AdjRibOut,
-                        peer: Some(peer.name.clone()),
-                        prefix: Some(*cidr),
-                        after: None,
-                        limit: 1,
-                    })
-                    .await;
-                if page.routes.iter().any(|route| route.prefix == *cidr) {
-                    *count += 1;
-                }
-            }
-        }
-        let counts = counts.into_iter().collect();
+        let (counts, complete) = count(blocks).await;
         if acks.send(Ack::Advertised(counts)).await.is_err() {
             return;
         }
+        let asked = match pauses.next().filter(|_| !complete) {
+            None => originated.changed().await,
+            Some(pause) => match tokio::time::timeout(*pause, originated.changed()).await {
+                Ok(asked) => asked,
+                Err(_) => continue,
+            },
+        };
+        if asked.is_err() {
+            return;
+        }
+        pauses = recount.iter();
+    }
+}
+
+async fn count_once(network: Arc<dyn Network>, blocks: Vec<IpNet>) -> Counted {
+    let mut counts: HashMap<IpNet, u32> = blocks.into_iter().map(|cidr| (cidr, 0)).collect();
+    let mut complete = true;
+    let peers = network.peers().await;
+    for peer in peers
+        .iter()
+        .filter(|peer| peer.state == PeerState::Established)
+    {
+        for (cidr, count) in &mut counts {
+            let page = network
+                .routes(RouteQuery {
+                    table: RouteTable::AdjRibOut,
+                    peer: Some(peer.name.clone()),
+                    prefix: Some(*cidr),
+                    after: None,
+                    limit: 1,
+                })
+                .await;
+            if page.routes.iter().any(|route| route.prefix == *cidr) {
+                *count += 1;
+            } else {
+                complete = false;
+            }
+        }
+    }
+    (counts.into_iter().collect(), complete)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    /// A peer that gets the block with the count named, and how often it was counted.
+    async fn counted(arrives: u32) -> (Vec<u32>, u32) {
+        let block: IpNet = "10.244.1.0/26".parse().unwrap();
+        let asked = AtomicU32::new(0);
+        let (ask, originated) = watch::channel(Vec::new());
+        let (acks, mut answers) = mpsc::channel(64);
+        ask.send_replace(vec![block]);
+        drop(
+            tokio::time::timeout(
+                Duration::from_millis(300),
+                count_when_asked(
+                    originated,
+                    acks,
+                    &[Duration::from_millis(1); 5],
+                    |blocks: Vec<IpNet>| {
+                        let has = asked.fetch_add(1, Ordering::Relaxed) + 1 >= arrives;
+                        std::future::ready((vec![(blocks[0], u32::from(has))], has))
+                    },
+                ),
+            )
+            .await,
+        );
+        let mut told = Vec::new();
+        while let Ok(Ack::Advertised(counts)) = answers.try_recv() {
+            told.push(counts[0].1);
+        }
+        (told, asked.into_inner())
+    }
+
+    #[tokio::test]
+    async fn a_block_that_goes_out_a_moment_later_is_counted_then() {
+        assert_eq!(counted(1).await, (vec![1], 1));
+        assert_eq!(counted(3).await, (vec![0, 0, 1], 3));
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_never_gets_a_block_is_not_asked_for_ever() {
+        let (told, asked) = counted(u32::MAX).await;
+        assert_eq!(asked, 6);
+        assert_eq!(told, [0; 6]);
     }
 }
