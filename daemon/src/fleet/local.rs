@@ -3,16 +3,15 @@
 //! starts while the store is away has its blocks and its peers.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 
 use super::{keys::NodeRecord, registry::Member};
-use crate::config;
+use crate::{config, store::beside::write_json};
 
 const FILE: &str = "fleet.json";
 const VERSION: u32 = 1;
@@ -116,21 +115,10 @@ impl Local {
 
     /// Durable when it returns.
     pub fn save(&self, directory: &Path) -> Result<(), LocalError> {
-        let path = directory.join(FILE);
-        let unfinished = directory.join(format!("{FILE}.new"));
-        let write = || -> io::Result<()> {
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&unfinished)?;
-            file.write_all(&serde_json::to_vec_pretty(self).map_err(io::Error::other)?)?;
-            file.sync_all()?;
-            fs::rename(&unfinished, &path)?;
-            File::open(directory)?.sync_all()
-        };
-        write().map_err(|source| LocalError::Io { path, source })
+        write_json(directory, FILE, self).map_err(|source| LocalError::Io {
+            path: directory.join(FILE),
+            source,
+        })
     }
 
     /// What of the registry is kept: not who is alive.

@@ -6,14 +6,14 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    fs, io,
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
+
+use crate::store::beside::write_json;
 
 const FILE: &str = "peers.json";
 const VERSION: u32 = 1;
@@ -96,21 +96,10 @@ impl Saved {
     /// Durable when it returns.
     pub(super) fn store(&mut self, directory: &Path) -> Result<(), SavedError> {
         self.version = VERSION;
-        let path = directory.join(FILE);
-        let unfinished = directory.join(format!("{FILE}.new"));
-        let write = || -> io::Result<()> {
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&unfinished)?;
-            file.write_all(&serde_json::to_vec_pretty(self).map_err(io::Error::other)?)?;
-            file.sync_all()?;
-            fs::rename(&unfinished, &path)?;
-            File::open(directory)?.sync_all()
-        };
-        write().map_err(|source| SavedError::Io { path, source })
+        write_json(directory, FILE, self).map_err(|source| SavedError::Io {
+            path: directory.join(FILE),
+            source,
+        })
     }
 
     pub(super) fn shut_down(&mut self, name: &str, text: &str) {

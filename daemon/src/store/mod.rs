@@ -20,6 +20,7 @@
 //! A failed commit (disk full) changes nothing: the database is opened again as it was, and its
 //! submissions fail with an error that says why. Later ones are tried anew.
 
+pub(crate) mod beside;
 mod codec;
 #[cfg(test)]
 pub(crate) mod disk;
