@@ -118,7 +118,10 @@ fn several_paths_of_a_prefix_go_both_ways_between_a_node_and_bird() {
             ensure!(hops == ["10.1.1.2"], "{hops:?}");
             Ok(())
         })?;
-        both_paths_are_taken(&agent)?;
+        // BIRD may send them in two messages.
+        lab.wait_for("both paths of the collector", PATIENCE, || {
+            both_paths_are_taken(&agent)
+        })?;
 
         // One goes: just that is taken back, the other stays what it was.
         let before = collector.updates_received("node")?;
