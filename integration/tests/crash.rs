@@ -18,34 +18,11 @@ use integration::lab::netns::Netns;
 use integration::lab::ping::ping_all;
 use integration::lab::two_nodes::{TwoNodes, node_address, reflector_config};
 use integration::lab::workload::request;
-use integration::lab::{self, Lab, PATIENCE, binaries, single};
+use integration::lab::{self, Lab, PATIENCE, single};
 use tonic::Code;
 
-/// Exit status and output of agentctl.
-fn agentctl(agent: &Agent, arguments: &[&str]) -> Result<(Option<i32>, String)> {
-    let output = agent
-        .namespace()
-        .command(binaries::find("agentctl")?)
-        .arg("--socket")
-        .arg(agent.socket())
-        .args(arguments)
-        .output()?;
-    let text = [output.stdout, output.stderr].concat();
-    let text = String::from_utf8_lossy(&text).into_owned();
-    Ok((output.status.code(), text))
-}
-
-fn expect(agent: &Agent, arguments: &[&str], code: i32, word: &str) -> Result<String> {
-    let (status, text) = agentctl(agent, arguments)?;
-    ensure!(
-        status == Some(code) && text.contains(word),
-        "agentctl {arguments:?}: {status:?}, wanted {code} and {word:?}:\n{text}"
-    );
-    Ok(text)
-}
-
 fn check_is_clean(agent: &Agent) -> Result<String> {
-    expect(agent, &["ipam", "check"], 0, "checked: no problem")
+    agent.agentctl_expecting(&["ipam", "check"], 0, "checked: no problem")
 }
 
 #[test]
@@ -62,7 +39,7 @@ fn check_finds_nothing_on_a_healthy_node_and_names_what_is_wrong() {
             text.starts_with("2 workloads, 4 addresses, 2 blocks"),
             "{text}"
         );
-        let shown = expect(&agent, &["ipam", "show"], 0, "default 10.244.0.0/16")?;
+        let shown = agent.agentctl_expecting(&["ipam", "show"], 0, "default 10.244.0.0/16")?;
         for address in stays.addresses() {
             ensure!(
                 shown.contains(&format!("    {address}  stays")),
@@ -72,27 +49,24 @@ fn check_finds_nothing_on_a_healthy_node_and_names_what_is_wrong() {
         lab.delete_namespace(&goes.namespace)?;
         drop(goes);
         lab.wait_for("the loss is found", PATIENCE, || {
-            let text = expect(&agent, &["ipam", "check"], 1, "kernel: goes")?;
+            let text = agent.agentctl_expecting(&["ipam", "check"], 1, "kernel: goes")?;
             ensure!(text.contains("1 problem"), "{text}");
             Ok(())
         })?;
-        let json = expect(&agent, &["-o", "json", "ipam", "check"], 1, "KIND_KERNEL")?;
+        let json = agent.agentctl_expecting(&["-o", "json", "ipam", "check"], 1, "KIND_KERNEL")?;
         let value: serde_json::Value = serde_json::from_str(&json)?;
         ensure!(value["problems"][0]["subject"] == "goes", "{json}");
 
         let refused = ["block", "release", "10.244.1.0/26"];
-        expect(&agent, &refused, 1, "used by 2 workloads: goes, stays")?;
-        expect(
-            &agent,
-            &["block", "release", "10.9.0.0/26"],
-            1,
-            "holds no block",
-        )?;
+        agent.agentctl_expecting(&refused, 1, "used by 2 workloads: goes, stays")?;
+        agent.agentctl_expecting(&["block", "release", "10.9.0.0/26"], 1, "holds no block")?;
         for id in ["stays", "goes"] {
             ensure!(agent.client().delete(id)?);
         }
         lab.wait_for("the cool-down is over", PATIENCE, || {
-            expect(&agent, &refused, 0, "is released").map(drop)
+            agent
+                .agentctl_expecting(&refused, 0, "is released")
+                .map(drop)
         })?;
         let routes = agent.namespace().show("ip route show type blackhole")?;
         ensure!(routes.trim().is_empty(), "{routes}");
@@ -153,7 +127,7 @@ fn a_start_removes_what_no_record_wants_makes_what_one_does_and_reports_both() {
                 && recovery.notices.is_empty(),
             "{recovery:?}"
         );
-        expect(&agent, &["status"], 0, "removed from the kernel, of nobody")?;
+        agent.agentctl_expecting(&["status"], 0, "removed from the kernel, of nobody")?;
         // What is as it should be is left alone by the next start.
         agent.kill()?;
         agent.start()?;
@@ -374,9 +348,8 @@ fn a_block_in_use_that_another_speaker_announces_is_kept_and_told_until_that_is_
         config.extra = "protocol static rival { ipv4; route 10.244.1.0/26 blackhole; }".to_owned();
         nodes.reflector.configure(&config)?;
         lab.wait_for("the duplicate is told", PATIENCE, || {
-            expect(&nodes.a, &["status"], 0, "WARNING")?;
-            let text = expect(
-                &nodes.a,
+            nodes.a.agentctl_expecting(&["status"], 0, "WARNING")?;
+            let text = nodes.a.agentctl_expecting(
                 &["ipam", "check"],
                 1,
                 "duplicate claim: 10.244.1.0/26",
@@ -419,7 +392,7 @@ fn a_block_in_use_that_another_speaker_announces_is_kept_and_told_until_that_is_
         );
         nodes.reflector.configure(&reflector_config())?;
         lab.wait_for("it is over", PATIENCE, || {
-            let text = expect(&nodes.a, &["status"], 0, "")?;
+            let text = nodes.a.agentctl_expecting(&["status"], 0, "")?;
             ensure!(!text.contains("WARNING"), "{text}");
             check_is_clean(&nodes.a).map(drop)
         })

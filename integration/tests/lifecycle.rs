@@ -306,31 +306,6 @@ fn a_namespace_that_vanishes_harms_no_other_workload_and_its_id_can_be_used_agai
     });
 }
 
-/// Exit status and output of agentctl.
-fn agentctl(agent: &Agent, arguments: &[&str]) -> Result<(Option<i32>, String)> {
-    let output = agent
-        .namespace()
-        .command(binaries::find("agentctl")?)
-        .arg("--socket")
-        .arg(agent.socket())
-        .args(arguments)
-        .output()?;
-    let text = [output.stdout, output.stderr].concat();
-    Ok((
-        output.status.code(),
-        String::from_utf8_lossy(&text).into_owned(),
-    ))
-}
-
-fn expect(agent: &Agent, arguments: &[&str], code: i32, word: &str) -> Result<String> {
-    let (status, text) = agentctl(agent, arguments)?;
-    ensure!(
-        status == Some(code) && text.contains(word),
-        "agentctl {arguments:?}: {status:?}, wanted {code} and {word:?}:\n{text}"
-    );
-    Ok(text)
-}
-
 #[test]
 fn agentctl_does_what_it_documents_with_its_exit_statuses() {
     lab::run(|lab: &Lab| {
@@ -340,45 +315,29 @@ fn agentctl_does_what_it_documents_with_its_exit_statuses() {
             .peers
             .push(Peer::new("silent", "192.168.26.77", two_nodes::ASN));
         let agent = single::prepare(lab, config)?;
-        expect(&agent, &["status"], 3, "agentd.sock")?;
+        agent.agentctl_expecting(&["status"], 3, "agentd.sock")?;
         agent.start()?;
         let namespace = lab.namespace("w")?;
         let path = namespace.path();
         let path = path.to_string_lossy();
 
-        expect(
-            &agent,
-            &["workload", "add", "w", "--netns", &path],
-            0,
-            "10.244.1.",
-        )?;
-        expect(
-            &agent,
-            &["workload", "add", "w", "--netns", &path],
-            0,
-            "10.244.1.",
-        )?;
-        expect(&agent, &["workload", "list"], 0, "10.244.1.")?;
-        expect(&agent, &["workload", "show", "w"], 0, "10.244.1.")?;
-        expect(&agent, &["workload", "show", "nobody"], 1, "nobody")?;
-        expect(
-            &agent,
+        agent.agentctl_expecting(&["workload", "add", "w", "--netns", &path], 0, "10.244.1.")?;
+        agent.agentctl_expecting(&["workload", "add", "w", "--netns", &path], 0, "10.244.1.")?;
+        agent.agentctl_expecting(&["workload", "list"], 0, "10.244.1.")?;
+        agent.agentctl_expecting(&["workload", "show", "w"], 0, "10.244.1.")?;
+        agent.agentctl_expecting(&["workload", "show", "nobody"], 1, "nobody")?;
+        agent.agentctl_expecting(
             &["workload", "add", "x", "--netns", "/nowhere"],
             1,
             "/nowhere",
         )?;
-        expect(&agent, &["workload", "add"], 2, "Usage")?;
-        expect(&agent, &["peer", "list"], 0, "silent")?;
-        expect(&agent, &["peer", "show", "silent"], 0, "192.168.26.77")?;
-        expect(&agent, &["peer", "show", "nobody"], 1, "nobody")?;
-        expect(&agent, &["block", "list"], 0, "10.244.1.0/26")?;
-        expect(&agent, &["pool", "list"], 0, "default6")?;
-        expect(
-            &agent,
-            &["route", "list", "--table", "kernel"],
-            0,
-            "10.244.1.0/26",
-        )?;
+        agent.agentctl_expecting(&["workload", "add"], 2, "Usage")?;
+        agent.agentctl_expecting(&["peer", "list"], 0, "silent")?;
+        agent.agentctl_expecting(&["peer", "show", "silent"], 0, "192.168.26.77")?;
+        agent.agentctl_expecting(&["peer", "show", "nobody"], 1, "nobody")?;
+        agent.agentctl_expecting(&["block", "list"], 0, "10.244.1.0/26")?;
+        agent.agentctl_expecting(&["pool", "list"], 0, "default6")?;
+        agent.agentctl_expecting(&["route", "list", "--table", "kernel"], 0, "10.244.1.0/26")?;
 
         for command in [
             ["status"].as_slice(),
@@ -388,14 +347,14 @@ fn agentctl_does_what_it_documents_with_its_exit_statuses() {
             &["route", "list"],
         ] {
             let arguments = [command, &["-o", "json"]].concat();
-            let text = expect(&agent, &arguments, 0, "")?;
+            let text = agent.agentctl_expecting(&arguments, 0, "")?;
             let value: serde_json::Value =
                 serde_json::from_str(&text).with_context(|| format!("{arguments:?}: {text}"))?;
             ensure!(value.is_object() || value.is_array(), "{text}");
         }
 
-        expect(&agent, &["workload", "delete", "w"], 0, "w")?;
-        expect(&agent, &["workload", "delete", "w"], 0, "w")?;
+        agent.agentctl_expecting(&["workload", "delete", "w"], 0, "w")?;
+        agent.agentctl_expecting(&["workload", "delete", "w"], 0, "w")?;
         let version = Command::new(binaries::find("agentctl")?)
             .arg("--version")
             .output()?;

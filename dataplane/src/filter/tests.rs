@@ -148,22 +148,8 @@ fn refuse<T>(errno: i32) -> Result<T, OpError> {
     })
 }
 
-fn family_of(op: &Op) -> Family {
-    match op {
-        Op::DeleteTable(family) | Op::CreateTable(family) => *family,
-        Op::CreateSet(set)
-        | Op::FlushSet(set)
-        | Op::AddElements(set, _)
-        | Op::DeleteElements(set, _) => set.family(),
-        Op::CreateChain(name) | Op::AddRules(name) | Op::FlushChain(name) => {
-            let spec = CHAINS.iter().find(|spec| spec.name == *name);
-            spec.unwrap().family
-        }
-    }
-}
-
 fn apply(state: &mut (Option<Table>, Option<Table>), op: &Op) -> Result<(), OpError> {
-    let state = match family_of(op) {
+    let state = match op.family() {
         Family::Inet => &mut state.0,
         Family::Bridge => &mut state.1,
     };

@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use super::{
     elements::{Elements, Key},
-    table::{Family, SetName},
+    table::{CHAINS, Family, SetName},
 };
 use crate::desired::Failure;
 
@@ -26,6 +26,23 @@ pub enum Op {
     /// An element that stands already is no error.
     AddElements(SetName, Vec<(Key, Vec<u8>)>),
     DeleteElements(SetName, Vec<Key>),
+}
+
+impl Op {
+    /// The table it is about.
+    pub fn family(&self) -> Family {
+        match self {
+            Op::DeleteTable(family) | Op::CreateTable(family) => *family,
+            Op::CreateSet(set)
+            | Op::FlushSet(set)
+            | Op::AddElements(set, _)
+            | Op::DeleteElements(set, _) => set.family(),
+            Op::CreateChain(name) | Op::AddRules(name) | Op::FlushChain(name) => CHAINS
+                .iter()
+                .find(|chain| chain.name == *name)
+                .map_or(Family::Inet, |chain| chain.family),
+        }
+    }
 }
 
 /// Which of the tables there are.

@@ -162,6 +162,29 @@ impl Agent {
         super::netns::run(&mut command)
     }
 
+    /// Exit status and whole output of agentctl.
+    pub fn agentctl_result(&self, arguments: &[&str]) -> Result<(Option<i32>, String)> {
+        let mut command = self.namespace.command(binaries::find("agentctl")?);
+        let output = command
+            .arg("--socket")
+            .arg(self.socket())
+            .args(arguments)
+            .output()?;
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        Ok((output.status.code(), text))
+    }
+
+    /// Output of agentctl, which must exit with this status and say this.
+    pub fn agentctl_expecting(&self, arguments: &[&str], code: i32, word: &str) -> Result<String> {
+        let (status, text) = self.agentctl_result(arguments)?;
+        ensure!(
+            status == Some(code) && text.contains(word),
+            "agentctl {arguments:?}: {status:?}, wanted {code} and {word:?}:\n{text}"
+        );
+        Ok(text)
+    }
+
     /// Makes a namespace and adds it as a workload with an address of each family.
     pub fn workload(&self, id: &str) -> Result<Workload> {
         Workload::add(&self.lab, self, id)

@@ -362,6 +362,15 @@ fn members() -> Chain {
             Step::Drop,
         ]
     };
+    let own = |kind, address, set| {
+        let found = vec![
+            Step::Meta(Meta::InputName, 0),
+            address,
+            Step::Find { set, from: 0 },
+            Step::Return,
+        ];
+        rule([is(kind).to_vec(), found])
+    };
     let mac = Step::Payload {
         base: Base::Link,
         offset: 6,
@@ -413,30 +422,8 @@ fn members() -> Chain {
                 vec![Step::Meta(Meta::Layer4, 0), Step::Equal(0, vec![ICMPV6])],
                 vec![Step::Return],
             ]),
-            rule([
-                is(ETHERTYPE_IPV4).to_vec(),
-                vec![
-                    Step::Meta(Meta::InputName, 0),
-                    network(12, 4, 4),
-                    Step::Find {
-                        set: SetName::Member4,
-                        from: 0,
-                    },
-                    Step::Return,
-                ],
-            ]),
-            rule([
-                is(ETHERTYPE_IPV6).to_vec(),
-                vec![
-                    Step::Meta(Meta::InputName, 0),
-                    network(8, 16, 4),
-                    Step::Find {
-                        set: SetName::Member6,
-                        from: 0,
-                    },
-                    Step::Return,
-                ],
-            ]),
+            own(ETHERTYPE_IPV4, network(12, 4, 4), SetName::Member4),
+            own(ETHERTYPE_IPV6, network(8, 16, 4), SetName::Member6),
             rule([is(ETHERTYPE_ARP).to_vec(), vec![Step::Return]]),
             // Neither ARP nor a packet from an address of its own.
             vec![Step::Counter, Step::Drop],

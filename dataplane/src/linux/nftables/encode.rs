@@ -90,22 +90,8 @@ pub(super) fn transaction(encoder: &mut Encoder, first: u32, ops: &[Op]) -> u32 
     sequence
 }
 
-fn family_of(op: &Op) -> Family {
-    match op {
-        Op::DeleteTable(family) | Op::CreateTable(family) => *family,
-        Op::CreateSet(set)
-        | Op::FlushSet(set)
-        | Op::AddElements(set, _)
-        | Op::DeleteElements(set, _) => set.family(),
-        Op::CreateChain(name) | Op::AddRules(name) | Op::FlushChain(name) => CHAINS
-            .iter()
-            .find(|chain| chain.name == *name)
-            .map_or(Family::Inet, |chain| chain.family),
-    }
-}
-
 fn one(encoder: &mut Encoder, sequence: u32, op: &Op) {
-    let header = header(family_of(op));
+    let header = header(op.family());
     match op {
         Op::DeleteTable(_) | Op::CreateTable(_) => {
             let (kind, flags) = match op {
