@@ -1,39 +1,18 @@
 //! Two nodes with a router between them that forwards nothing but tunnels.
 
-use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use integration::lab::agent::Agent;
 use integration::lab::netns::Netns;
-use integration::lab::ping::{Report, ping_all};
-use integration::lab::process::Process;
+use integration::lab::ping::{Endless, ping_all};
 use integration::lab::routed_pair::RoutedPair;
 use integration::lab::{self, Lab, PATIENCE};
 use integration::vm;
-use nix::sys::signal::Signal;
 
 const NONE: &str = "encapsulation = \"none\"";
 const VXLAN: &str = "encapsulation = \"vxlan\"";
 const CROSS: &str = "encapsulation = \"vxlan\"\nencapsulation_scope = \"cross-subnet\"";
-
-/// A ping with 200 requests a second, which is asked for its losses at the end.
-struct Flood(Arc<Process>);
-
-impl Flood {
-    fn start(lab: &Lab, from: &Netns, to: IpAddr) -> Result<Self> {
-        let to = to.to_string();
-        let name = format!("flood-{}-{}", from.name(), to.replace(':', "-"));
-        let command = ["ping", "-n", "-q", "-i", "0.005", "-W", "2", &to];
-        Ok(Self(lab.spawn(from, &name, command)?))
-    }
-
-    fn finish(self) -> Result<Report> {
-        self.0.end(Signal::SIGINT, PATIENCE)?;
-        Report::parse(&self.0.log_text())
-    }
-}
 
 /// Packets that went out through an interface.
 fn sent(namespace: &Netns, interface: &str) -> Result<u64> {
@@ -108,12 +87,12 @@ fn through(lab: &Lab, pair: &RoutedPair, device: &str, mtu: u32) -> Result<()> {
     }
 
     // Restart: nothing is written, and packets go on meanwhile.
-    let flood = Flood::start(lab, &on_a.namespace, on_b.ipv4()?)?;
+    let flood = Endless::dense(lab, &on_a.namespace, on_b.ipv4()?)?;
     pair.a.kill()?;
     pair.a.start()?;
     pair.a.wait_peers(1)?;
     std::thread::sleep(Duration::from_millis(500));
-    let report = flood.finish()?;
+    let report = flood.finish(lab)?;
     ensure!(report.lost() == 0 && report.received > 10, "{report:?}");
     ensure!(writes(&pair.a)? == 0, "{} writes", writes(&pair.a)?);
     Ok(())
@@ -174,7 +153,7 @@ fn tunnels_and_workloads_follow_the_mtu_of_the_underlay() {
         let on_a = pair.a.workload("a1")?;
         let on_b = pair.b.workload("b1")?;
         ping_all(&on_a.namespace, on_b.ipv4()?, 3)?;
-        let flood = Flood::start(lab, &on_a.namespace, on_b.ipv4()?)?;
+        let flood = Endless::dense(lab, &on_a.namespace, on_b.ipv4()?)?;
         for underlay in [1400, 1500] {
             for agent in [&pair.a, &pair.b] {
                 let namespace = agent.namespace();
@@ -198,7 +177,7 @@ fn tunnels_and_workloads_follow_the_mtu_of_the_underlay() {
             let full = ["ping", "-n", "-c", "2", "-M", "do", "-s", &size, &to];
             on_a.namespace.output(full)?;
         }
-        let report = flood.finish()?;
+        let report = flood.finish(lab)?;
         ensure!(report.lost() == 0 && report.received > 10, "{report:?}");
         Ok(())
     });
@@ -248,9 +227,9 @@ fn a_pool_changes_over_to_vxlan_and_back_without_loss() {
         ping_all(&on_a.namespace, on_b.ipv4()?, 3)?;
         ping_all(&on_a.namespace, on_b.ipv6()?, 3)?;
         let floods = [
-            Flood::start(lab, &on_a.namespace, on_b.ipv4()?)?,
-            Flood::start(lab, &on_b.namespace, on_a.ipv4()?)?,
-            Flood::start(lab, &on_a.namespace, on_b.ipv6()?)?,
+            Endless::dense(lab, &on_a.namespace, on_b.ipv4()?)?,
+            Endless::dense(lab, &on_b.namespace, on_a.ipv4()?)?,
+            Endless::dense(lab, &on_a.namespace, on_b.ipv6()?)?,
         ];
         for (lines, device) in [
             (VXLAN, "agentd.vxlan"),
@@ -272,7 +251,7 @@ fn a_pool_changes_over_to_vxlan_and_back_without_loss() {
             }
         }
         for flood in floods {
-            let report = flood.finish()?;
+            let report = flood.finish(lab)?;
             println!("{report:?}");
             ensure!(report.received > 50 && report.lost() <= 1, "{report:?}");
         }
