@@ -476,6 +476,19 @@ fn client(
     Ok(known)
 }
 
+/// No address of an earlier workload of that id is left inside.
+fn has_exactly(namespace: &Netns, addresses: &[String]) -> Result<()> {
+    let text = namespace.show("ip -o address show dev eth0 scope global")?;
+    // "7: eth0    inet 10.244.16.3/32 scope global eth0 …"
+    let found: BTreeSet<&str> = text
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(3)?.split('/').next())
+        .collect();
+    let wanted: BTreeSet<&str> = addresses.iter().map(String::as_str).collect();
+    ensure!(found == wanted, "wanted {wanted:?}:\n{text}");
+    Ok(())
+}
+
 /// Operations; many more with AGENTD_CRASH_OPERATIONS, which `./dev soak` sets.
 const OPERATIONS: usize = 1_500;
 const CLIENTS: usize = 8;
@@ -576,7 +589,10 @@ fn with_kill_9_every_second_under_eight_clients_nothing_is_lost_leaked_or_given_
                 "{id}: {known:?}, client: {knowledge:?}"
             );
             match known {
-                Known::Lives(_) => ping_all(namespace, gateway, 1)?,
+                Known::Lives(addresses) => {
+                    has_exactly(namespace, &addresses)?;
+                    ping_all(namespace, gateway, 1)?;
+                }
                 Known::Gone => lab.wait_for(&format!("no link of {id}"), PATIENCE, || {
                     ensure!(namespace.show("ip link show eth0").is_err());
                     Ok(())

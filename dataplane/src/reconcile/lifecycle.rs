@@ -39,6 +39,8 @@ pub(super) struct State {
     /// Of the host's end and of the workload's; 0: there is no link yet.
     pub(super) index: u32,
     pub(super) peer: u32,
+    /// The link stood there before this run wanted it, and was not yet read.
+    pub(super) inherited: bool,
     /// Something happened while it was being written or read.
     pub(super) again: bool,
     told: Option<Detail>,
@@ -113,6 +115,7 @@ impl Reconciler {
             stage: Stage::Create,
             index: 0,
             peer: 0,
+            inherited: false,
             again: false,
             told: None,
             disturbed: false,
@@ -348,11 +351,28 @@ impl Reconciler {
             return;
         }
         self.bind(id, index, peer);
+        if self.is_of_a_predecessor(id, &inside) {
+            self.stage(id, Stage::Unlink);
+            return;
+        }
         if link.name != host_name {
             self.rename(id, host_name);
             return;
         }
         self.compare(id, &host, &inside);
+    }
+
+    /// Whether the link was made for an earlier workload of that id, with other addresses: we died
+    /// between its removal and the end of its link. Those addresses carry no mark. Left inside,
+    /// they would be the source of packets that nobody answers.
+    fn is_of_a_predecessor(&mut self, id: &Arc<str>, inside: &Snapshot) -> bool {
+        let inherited = match self.workloads.get_mut(id) {
+            Some(state) => std::mem::take(&mut state.inherited),
+            None => false,
+        };
+        inherited
+            && (self.workloads.get(id))
+                .is_some_and(|state| self.want(state).other_addresses_stand(inside))
     }
 
     /// Gives the link its name back; where that fails, as it does on older kernels while a link is

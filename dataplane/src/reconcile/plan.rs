@@ -337,6 +337,9 @@ impl Reconciler {
                 self.stage(id, Stage::AwaitReap);
             } else {
                 self.bind(id, link.index, link.peer_index.unwrap_or(0));
+                if let Some(state) = self.workloads.get_mut(id) {
+                    state.inherited = true;
+                }
                 self.stage(id, Stage::Read { verify: false });
             }
             return;

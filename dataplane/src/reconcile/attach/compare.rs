@@ -1,5 +1,7 @@
 //! The difference between what is wanted at both ends of a link and what was read of them.
 
+use std::net::IpAddr;
+
 use super::{
     super::values::{What, is_address, link_changes, mac_text, what},
     LOOPBACK, Want,
@@ -215,6 +217,23 @@ impl Want<'_> {
                 Op::ReplaceRoute { place, route }
             });
         }
+    }
+
+    /// Whether one of the addresses inside is missing while there is another of its family.
+    pub(in super::super) fn other_addresses_stand(&self, seen: &Snapshot) -> bool {
+        let wanted = self.inside_addresses();
+        let is_wanted = |seen: &Address| wanted.iter().any(|own| is_address(seen.net, own.net));
+        let others: Vec<IpAddr> = (seen.addresses.iter())
+            .filter(|seen| seen.index == self.peer_index && !is_wanted(seen))
+            .map(|seen| seen.net.addr())
+            .filter(|address| !matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local()))
+            .collect();
+        (wanted.iter())
+            .filter(|own| !has_address(seen, own))
+            .any(|own| {
+                let family = own.net.addr().is_ipv4();
+                others.iter().any(|other| other.is_ipv4() == family)
+            })
     }
 
     /// Whether an event from inside the namespace leaves everything as wanted, so that nothing has

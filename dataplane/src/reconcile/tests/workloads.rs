@@ -288,6 +288,57 @@ fn the_same_id_can_come_back_while_its_old_link_waits() {
     assert!(world.route("10.0.0.6/32").is_some());
 }
 
+/// The agent dies after the removal of a workload is recorded and before its link is deleted. The
+/// addresses of the link are those of nobody.
+#[test]
+fn the_link_of_an_earlier_workload_of_that_id_is_made_anew_and_not_given_more_addresses() {
+    for addresses in [&["10.0.0.6", "fd00::6"][..], &["10.0.0.5", "fd00::6"]] {
+        let mut world = one().restart();
+        world.set(workload("a", 100, addresses));
+        assert!(matches!(world.status_of("a"), ObjectStatus::Programmed(_)));
+        let index = index_of(&world, "a");
+        let inside = &world.kernel.namespaces[&(4, 100)];
+        let found: Vec<_> = inside
+            .addresses
+            .keys()
+            .filter(|(link, _)| *link == index + 1)
+            .map(|(_, net)| net.addr())
+            .collect();
+        let wanted: Vec<_> = addresses.iter().map(|address| ip(address)).collect();
+        assert_eq!(found, wanted);
+        world.sync();
+        world.pass(Duration::from_secs(1));
+        assert_eq!(index_of(&world, "a"), index);
+    }
+}
+
+#[test]
+fn an_address_that_somebody_adds_inside_survives_a_restart_and_one_that_is_missing_comes_back() {
+    let mut world = one();
+    let (index, place) = (index_of(&world, "a"), Place::Netns(netns(100)));
+    let address = |text: &str| Address {
+        index: index + 1,
+        net: net(text),
+        nodad: false,
+    };
+    let more = address("172.16.0.1/24");
+    world.edit(Op::AddAddress {
+        place: place.clone(),
+        address: more,
+    });
+    let mut world = world.restart();
+    world.set(workload("a", 100, &["10.0.0.5", "fd00::5"]));
+    assert_eq!(index_of(&world, "a"), index);
+    // Half made: nothing of another workload is there.
+    let inside = world.kernel.namespaces.get_mut(&(4, 100)).unwrap();
+    assert!(inside.addresses.contains_key(&(index + 1, more.net)));
+    inside.addresses.retain(|(link, _), _| *link != index + 1);
+    let mut world = world.restart();
+    world.set(workload("a", 100, &["10.0.0.5", "fd00::5"]));
+    assert_eq!(index_of(&world, "a"), index);
+    assert!(matches!(world.status_of("a"), ObjectStatus::Programmed(_)));
+}
+
 #[test]
 fn an_add_right_behind_a_delete_is_told_both() {
     let mut world = one();
