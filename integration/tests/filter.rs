@@ -321,6 +321,36 @@ fn a_port_of_one_address_leads_from_there_alone_and_conflicts_are_refused() {
             ("fourth", two, "second"),
             ("fifth", tcp(80), "first"),
         ];
+        // Programs of the node: two of its own, and the agent, whose metrics are at 127.0.0.1:9472.
+        let host = site.agent.namespace();
+        serve(host, Protocol::Tcp, SocketAddr::new(node()[0], 8081))?;
+        serve(host, Protocol::Udp, "[::]:8082".parse()?)?;
+        let state = || -> Result<String> {
+            let mut text = host.show("ip -brief link")?;
+            text += &host.show("ip route")?;
+            text += &host.show("nft list map inet agentd any-ports4")?;
+            Ok(text + &host.show("nft list map inet agentd ports4")?)
+        };
+        for (id, port, text) in [
+            ("sixth", tcp(8081), format!("{}:8081/tcp, uid ", node()[0])),
+            ("seventh", udp(8082), "[::]:8082/udp, uid ".to_owned()),
+            ("eighth", tcp(9472), "127.0.0.1:9472/tcp, uid ".to_owned()),
+        ] {
+            let before = state()?;
+            let error = add(lab, &site.agent, id, &[port], &[])
+                .err()
+                .context("a port on which somebody listens is refused")?;
+            let status = error.downcast_ref::<tonic::Status>().context("a status")?;
+            ensure!(
+                status.code() == tonic::Code::AlreadyExists && status.message().contains(&text),
+                "{status:?}"
+            );
+            let after = state()?;
+            ensure!(before == after, "{id} left something: {before}\n{after}");
+        }
+        // Another address, and another protocol, are free.
+        let beside = published(v1::Protocol::Tcp, "192.168.26.99", 8081);
+        add(lab, &site.agent, "beside", &[beside, udp(8081)], &[])?;
         for (id, port, holder) in conflicts {
             let error = add(lab, &site.agent, id, &[port], &[])
                 .err()

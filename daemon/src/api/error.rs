@@ -59,6 +59,17 @@ fn mapped(error: &Error) -> Mapped {
             metadata: vec![("port", port.clone()), ("workload", by.clone())],
             retry: None,
         },
+        Error::PortListened { port, listener } => Mapped {
+            code: Code::AlreadyExists,
+            reason: "PORT_IN_USE",
+            metadata: vec![
+                ("port", port.clone()),
+                ("listener", listener.address.to_string()),
+                ("uid", listener.uid.to_string()),
+                ("inode", listener.inode.to_string()),
+            ],
+            retry: None,
+        },
         Error::AddressCooling { address, retry, .. } => Mapped {
             code: Code::AlreadyExists,
             reason: "ADDRESS_COOLING",

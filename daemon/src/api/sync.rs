@@ -189,12 +189,12 @@ async fn add(
         let text = format!("is {:?}; this stream is that of {owner}", request.owner);
         return Err(Error::invalid("workload.owner", text));
     }
-    let (id, spec, wait) = workloads.parsed(request).await?;
-    if wait != WaitFor::Programmed {
+    let asked = workloads.parsed(request).await?;
+    if asked.wait_for != WaitFor::Programmed {
         let text = "cannot be ADVERTISED in a stream; watch the workloads";
         return Err(Error::invalid("workload.wait_for", text));
     }
-    let added = sync.add(id, spec).await?;
+    let added = sync.add(asked.id, asked.spec, asked.listening).await?;
     let metrics = workloads.0.metrics.clone();
     Ok(Box::pin(async move {
         let (result, took) = added.answer().await;

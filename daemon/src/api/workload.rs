@@ -7,6 +7,10 @@ use std::{
 };
 
 use agentd_proto::v1::{self, workload_service_server::WorkloadService};
+use dataplane::{
+    desired::Protocol,
+    linux::listeners::{Listener, listeners},
+};
 use futures::{Stream, StreamExt as _, stream};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -19,6 +23,27 @@ use crate::node::{
 #[derive(Clone, Debug)]
 pub(super) struct Workloads(pub(super) Context);
 
+/// An add with all that was looked up for it.
+pub(super) struct Asked {
+    pub(super) id: WorkloadId,
+    pub(super) spec: WorkloadSpec,
+    /// Programs of the node on ports that it publishes.
+    pub(super) listening: Vec<Listener>,
+    pub(super) wait_for: WaitFor,
+}
+
+/// Most workloads have no ports, and nobody is asked. Ports are not kept from workloads because the
+/// kernel does not tell.
+fn listening(ports: &[(Protocol, u16)]) -> Vec<Listener> {
+    if ports.is_empty() {
+        return Vec::new();
+    }
+    listeners(ports).unwrap_or_else(|error| {
+        tracing::warn!(%error, "ports are published without a look at who listens on them");
+        Vec::new()
+    })
+}
+
 type WatchStream =
     Pin<Box<dyn Stream<Item = Result<v1::WatchWorkloadsResponse, Status>> + Send + 'static>>;
 
@@ -29,8 +54,13 @@ impl Workloads {
     ) -> Result<v1::AddWorkloadResponse, Error> {
         // Counted from here: what follows takes time as well.
         let deadline = deadline(request.metadata()).map(|left| tokio::time::Instant::now() + left);
-        let (id, spec, wait_for) = self.parsed(request.into_inner()).await?;
-        let add = self.0.node.add(id.clone(), spec, wait_for);
+        let Asked {
+            id,
+            spec,
+            listening,
+            wait_for,
+        } = self.parsed(request.into_inner()).await?;
+        let add = self.0.node.add(id.clone(), spec, listening, wait_for);
         let added = match (wait_for, deadline) {
             // The caller's deadline would end the call anyhow; ending it a little earlier lets
             // the answer say that the workload stays.
@@ -45,18 +75,23 @@ impl Workloads {
         })
     }
 
-    /// The request with its namespace found.
-    pub(super) async fn parsed(
-        &self,
-        request: v1::AddWorkloadRequest,
-    ) -> Result<(WorkloadId, WorkloadSpec, WaitFor), Error> {
+    /// The request with what only the system knows: its namespace, and who listens on its ports.
+    pub(super) async fn parsed(&self, request: v1::AddWorkloadRequest) -> Result<Asked, Error> {
         let parsed = parse::add(request)?;
-        let attachment = tokio::task::spawn_blocking(move || parsed.attachment.find())
-            .await
-            .map_err(|error| Error::Unavailable {
-                part: "namespace lookup",
-                text: error.to_string(),
-            })??;
+        let ports: Vec<_> = parsed
+            .access
+            .ports()
+            .iter()
+            .map(|port| (port.protocol, port.host_port))
+            .collect();
+        let look = move || Ok::<_, Error>((parsed.attachment.find()?, listening(&ports)));
+        let (attachment, listening) =
+            tokio::task::spawn_blocking(look)
+                .await
+                .map_err(|error| Error::Unavailable {
+                    part: "namespace lookup",
+                    text: error.to_string(),
+                })??;
         let spec = WorkloadSpec {
             attachment,
             pools: parsed.pools,
@@ -66,7 +101,12 @@ impl Workloads {
             access: parsed.access,
             owner: parsed.owner,
         };
-        Ok((parsed.id, spec, parsed.wait_for))
+        Ok(Asked {
+            id: parsed.id,
+            spec,
+            listening,
+            wait_for: parsed.wait_for,
+        })
     }
 
     async fn delete(

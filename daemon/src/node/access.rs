@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, fmt, net::IpAddr};
 
-use dataplane::desired::{Access, Protocol, PublishedPort};
+use dataplane::{
+    desired::{Access, Protocol, PublishedPort},
+    linux::listeners::Listener,
+};
 use ipnet::IpNet;
 
 use super::{Error, WorkloadId, spec::Invalid};
@@ -134,6 +137,38 @@ impl AccessSpec {
         if addresses.is_empty() && !self.allowed.is_empty() {
             let text = "is not empty, but the workload has no interface of its own";
             return Err(Error::invalid("allowed_addresses", text));
+        }
+        Ok(())
+    }
+}
+
+impl AccessSpec {
+    /// Whether no program of the node would lose what is sent to it: packets to a published port
+    /// never reach a socket. Of a port of every address, those families count of which the workload
+    /// has an address.
+    pub fn check_listeners(
+        &self,
+        addresses: &[IpAddr],
+        listening: &[Listener],
+    ) -> Result<(), Error> {
+        for port in &self.ports {
+            let loses = |listener: &&Listener| {
+                (listener.protocol, listener.port) == (port.protocol, port.host_port)
+                    && match port.host_address {
+                        Some(host) => listener.takes(host),
+                        // What is sent to groups is not for an address of the node.
+                        None if listener.address.is_multicast() => false,
+                        None => addresses
+                            .iter()
+                            .any(|own| listener.takes_family(own.is_ipv4())),
+                    }
+            };
+            if let Some(listener) = listening.iter().find(loses) {
+                return Err(Error::PortListened {
+                    port: Shown(port).to_string(),
+                    listener: *listener,
+                });
+            }
         }
         Ok(())
     }
@@ -325,6 +360,51 @@ mod tests {
         }
         let fine = [port("127.0.0.1", 80), port("192.0.2.1", 80), port("", 81)];
         assert!(refused(&fine, &["0.0.0.0/0", "2001:db8::/32"]).is_ok());
+    }
+
+    #[test]
+    fn a_port_on_which_a_program_of_the_node_listens_is_refused() {
+        let v4: IpAddr = "10.0.0.1".parse().unwrap();
+        let v6: IpAddr = "fd00::1".parse().unwrap();
+        let both = [v4, v6];
+        for (published, listener, own, refused) in [
+            ("", "0.0.0.0", &both[..], true),
+            ("", "0.0.0.0", &[v6][..], false),
+            ("", "::", &[v4][..], true),
+            ("", "127.0.0.53", &both[..], true),
+            ("", "::1", &[v4][..], false),
+            ("", "224.0.0.251", &both[..], false),
+            ("192.0.2.1", "0.0.0.0", &both[..], true),
+            ("192.0.2.1", "192.0.2.1", &both[..], true),
+            ("192.0.2.1", "192.0.2.2", &both[..], false),
+            ("192.0.2.1", "127.0.0.1", &both[..], false),
+            ("2001:db8::1", "0.0.0.0", &both[..], false),
+            ("2001:db8::1", "::", &both[..], true),
+        ] {
+            let access = AccessSpec::new(vec![port(published, 80)], Vec::new()).unwrap();
+            let listener = Listener {
+                protocol: Protocol::Tcp,
+                address: listener.parse().unwrap(),
+                port: 80,
+                both: listener == "::",
+                uid: 0,
+                inode: 7,
+            };
+            let answer = access.check_listeners(own, &[listener]);
+            assert_eq!(answer.is_err(), refused, "{published:?} {listener} {own:?}");
+            for other in [
+                Listener {
+                    port: 81,
+                    ..listener
+                },
+                Listener {
+                    protocol: Protocol::Udp,
+                    ..listener
+                },
+            ] {
+                assert!(access.check_listeners(own, &[other]).is_ok());
+            }
+        }
     }
 
     #[test]

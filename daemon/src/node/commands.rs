@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, mem, sync::Arc, time::Duration};
 
+use dataplane::linux::listeners::Listener;
+
 use super::{
     Adder, Caller, Consumers, Drain, Error, Node, Output, Pending, Phase, Queued, WaitFor,
     Workload, WorkloadId, WorkloadSpec, attachment::Attachment, handle::Added, spec::Owner,
@@ -17,13 +19,15 @@ const CONSUMERS: usize = 5;
 const CONSUMERS_AGE: Duration = Duration::from_secs(1);
 
 impl Node {
-    /// Idempotent by id: an equal add that is on its way, or done, is joined.
+    /// Idempotent by id: an equal add that is on its way, or done, is joined. `listening` are
+    /// programs of the node on ports that are to be published; they count for a new workload only.
     pub fn handle_add(
         &mut self,
         now: Now,
         caller: Caller,
         id: WorkloadId,
         spec: Box<WorkloadSpec>,
+        listening: Vec<Listener>,
         wait: WaitFor,
     ) {
         if let Some(owner) = &spec.owner {
@@ -35,7 +39,12 @@ impl Node {
                 | Phase::Erasing { .. }
                 | Phase::Releasing { .. }
                 | Phase::Removing => {
-                    workload.queued.push(Queued { caller, spec, wait });
+                    workload.queued.push(Queued {
+                        caller,
+                        spec,
+                        listening,
+                        wait,
+                    });
                     return;
                 }
                 Phase::Recording { .. } | Phase::Programming { .. } | Phase::Standing => {}
@@ -59,9 +68,11 @@ impl Node {
             self.check_complete(&id);
             return;
         }
-        match self.start_add(now, caller, id.clone(), (*spec).clone(), wait) {
+        match self.start_add(now, caller, id.clone(), (*spec).clone(), &listening, wait) {
             Ok(()) => {}
-            Err(Error::BlockPending { .. }) => self.park(now, caller, id, spec, wait),
+            Err(Error::BlockPending { .. }) => {
+                self.park(now, caller, id, spec, listening, wait);
+            }
             Err(error) => self.reply_add(caller, Err(error)),
         }
         self.follow_blocks();
@@ -73,6 +84,7 @@ impl Node {
         caller: Caller,
         id: WorkloadId,
         spec: WorkloadSpec,
+        listening: &[Listener],
         wait: WaitFor,
     ) -> Result<(), Error> {
         if self.drain != Drain::Off {
@@ -102,7 +114,11 @@ impl Node {
             return Err(Error::invalid("mtu", invalid.0));
         }
         let addresses: Vec<_> = allocation.addresses.iter().map(|a| a.address).collect();
-        if let Err(error) = spec.access.check_families(&addresses) {
+        let access = &spec.access;
+        if let Err(error) = access
+            .check_families(&addresses)
+            .and_then(|()| access.check_listeners(&addresses, listening))
+        {
             self.ipam.rollback_allocation(now, &allocation);
             return Err(error);
         }

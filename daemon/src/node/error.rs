@@ -3,6 +3,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
+use dataplane::linux::listeners::Listener;
 use ipnet::IpNet;
 
 use super::spec::WorkloadId;
@@ -24,6 +25,14 @@ pub enum Error {
     AddressInUse { address: IpAddr, by: String },
     #[error("port {port} is held by workload {by}")]
     PortInUse { port: String, by: String },
+    /// By a program of the node.
+    #[error(
+        "port {port} cannot be published: a program of the node listens there already \
+         ({listener}; `ss -anp sport = :{}` shows which). Publish another port, or the port of an \
+         address of the node at which nobody listens",
+        listener.port
+    )]
+    PortListened { port: String, listener: Listener },
     /// Somebody else had it a moment ago.
     #[error("{text}")]
     AddressCooling {

@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use dataplane::linux::listeners::Listener;
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
@@ -56,6 +57,8 @@ pub enum Request {
     Add {
         id: WorkloadId,
         spec: Box<WorkloadSpec>,
+        /// Programs of the node on ports that it publishes.
+        listening: Vec<Listener>,
         wait: WaitFor,
         reply: Reply<Result<Added, Error>>,
     },
@@ -153,12 +156,14 @@ impl Sync {
         &self,
         id: WorkloadId,
         spec: WorkloadSpec,
+        listening: Vec<Listener>,
     ) -> Result<SyncPending<Added>, Error> {
         let (reply, answer) = oneshot::channel();
         let since = Instant::now();
         let request = Request::Add {
             id,
             spec: Box::new(spec),
+            listening,
             wait: WaitFor::Programmed,
             reply,
         };
@@ -306,11 +311,13 @@ impl NodeHandle {
         &self,
         id: WorkloadId,
         spec: WorkloadSpec,
+        listening: Vec<Listener>,
         wait: WaitFor,
     ) -> Result<Added, Error> {
         self.ask(|reply| Request::Add {
             id,
             spec: Box::new(spec),
+            listening,
             wait,
             reply,
         })

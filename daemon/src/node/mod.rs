@@ -74,7 +74,10 @@ use std::{
 };
 
 use bgp::rib::RouteChange;
-use dataplane::desired::{Detail, Event, Failure, ObjectId, Source};
+use dataplane::{
+    desired::{Detail, Event, Failure, ObjectId, Source},
+    linux::listeners::Listener,
+};
 use ipnet::IpNet;
 
 pub use drain::Drain;
@@ -108,6 +111,7 @@ struct Adder {
 struct Queued {
     caller: Caller,
     spec: Box<WorkloadSpec>,
+    listening: Vec<Listener>,
     wait: WaitFor,
 }
 

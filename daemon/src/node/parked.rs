@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use dataplane::linux::listeners::Listener;
 use ipnet::IpNet;
 
 use super::{Caller, Error, Node, WaitFor, WorkloadId, WorkloadSpec};
@@ -20,6 +21,7 @@ pub(super) struct Parked {
     pub(super) caller: Caller,
     id: WorkloadId,
     spec: Box<WorkloadSpec>,
+    listening: Vec<Listener>,
     wait: WaitFor,
     until: Instant,
     again: Instant,
@@ -60,12 +62,14 @@ impl Node {
         caller: Caller,
         id: WorkloadId,
         spec: Box<WorkloadSpec>,
+        listening: Vec<Listener>,
         wait: WaitFor,
     ) {
         self.parked.push(Parked {
             caller,
             id,
             spec,
+            listening,
             wait,
             until: now.instant + PATIENCE,
             again: now.instant + AGAIN,
@@ -101,21 +105,23 @@ impl Node {
                 caller,
                 id,
                 spec,
+                listening,
                 wait,
                 until,
                 ..
             } = parked;
             if self.workloads.contains_key(&id) {
-                self.handle_add(now, caller, id, spec, wait);
+                self.handle_add(now, caller, id, spec, listening, wait);
                 continue;
             }
-            match self.start_add(now, caller, id.clone(), (*spec).clone(), wait) {
+            match self.start_add(now, caller, id.clone(), (*spec).clone(), &listening, wait) {
                 Ok(()) => {}
                 Err(Error::BlockPending { .. }) if now.instant < until => {
                     self.parked.push(Parked {
                         caller,
                         id,
                         spec,
+                        listening,
                         wait,
                         until,
                         again: now.instant + AGAIN,

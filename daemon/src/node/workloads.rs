@@ -134,7 +134,14 @@ impl Node {
             self.reply_delete(caller, Err(Error::Store(text.clone())));
         }
         for add in queued {
-            self.handle_add(now, add.caller, id.clone(), add.spec, add.wait);
+            self.handle_add(
+                now,
+                add.caller,
+                id.clone(),
+                add.spec,
+                add.listening,
+                add.wait,
+            );
         }
     }
 
@@ -383,7 +390,14 @@ impl Node {
             self.reply_delete(caller, Ok(true));
         }
         for add in workload.queued {
-            self.handle_add(now, add.caller, id.clone(), add.spec, add.wait);
+            self.handle_add(
+                now,
+                add.caller,
+                id.clone(),
+                add.spec,
+                add.listening,
+                add.wait,
+            );
         }
     }
 }

@@ -22,6 +22,7 @@ mod describe;
 mod encode;
 mod group;
 mod listener;
+pub mod listeners;
 mod netns;
 pub mod nftables;
 mod pipe;

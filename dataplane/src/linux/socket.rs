@@ -7,7 +7,7 @@ use std::{io, time::Duration};
 
 use netlink_sys::{
     Socket as Raw, SocketAddr,
-    protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
+    protocols::{NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_SOCK_DIAG},
 };
 use nix::sys::socket::{setsockopt, sockopt};
 
@@ -66,9 +66,19 @@ impl Socket {
         Self::of(NETLINK_NETFILTER, ports, number)
     }
 
+    /// For questions about sockets, in the calling thread's namespace. It changes nothing, so any
+    /// port id will do.
+    pub(super) fn open_diagnostics() -> io::Result<Self> {
+        Self::at(NETLINK_SOCK_DIAG, 0)
+    }
+
     fn of(protocol: isize, ports: Ports, number: u8) -> io::Result<Self> {
+        Self::at(protocol, ports.base | u32::from(number))
+    }
+
+    fn at(protocol: isize, port: u32) -> io::Result<Self> {
         let mut raw = Raw::new(protocol)?;
-        raw.bind(&SocketAddr::new(ports.base | u32::from(number), 0))?;
+        raw.bind(&SocketAddr::new(port, 0))?;
         // Refusals without a copy of the request, but with the kernel's words.
         raw.set_cap_ack(true)?;
         raw.set_ext_ack(true)?;

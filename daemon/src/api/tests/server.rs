@@ -248,12 +248,13 @@ async fn obliging(mut requests: mpsc::Receiver<Request>) {
             Request::Add {
                 id,
                 spec,
+                listening,
                 wait,
                 reply,
             } => {
                 let caller = Caller(u64::try_from(adds.len()).unwrap() * 2);
                 adds.push(Some(reply));
-                node.handle_add(now, caller, id, spec, wait);
+                node.handle_add(now, caller, id, spec, listening, wait);
             }
             Request::Delete {
                 id,

@@ -1,11 +1,20 @@
 //! Workloads that are not routed veths: what they hold, what they show, and what they stand in the
 //! way of.
 
+use dataplane::{
+    desired::{Protocol, PublishedPort},
+    linux::listeners::Listener,
+};
+
 use super::{
     Error, WaitFor, WorkloadState,
     world::{World, attached, bridged, id, spec},
 };
-use crate::node::attachment::{Attachment, Mac, Tap};
+use crate::node::{
+    WorkloadSpec,
+    access::AccessSpec,
+    attachment::{Attachment, Mac, Tap},
+};
 
 fn shared(with: &str) -> Attachment {
     Attachment::Shared { with: id(with) }
@@ -248,5 +257,52 @@ fn bridged_workloads_have_addresses_of_the_bridge_that_nobody_else_knows() {
         world.add_error(cooling),
         Error::PoolExhausted { .. }
     ));
+    world.check_quiet();
+}
+
+#[test]
+fn who_listens_on_a_port_counts_for_a_new_workload_and_never_for_one_that_has_it() {
+    let mut world = World::new();
+    let port = PublishedPort {
+        protocol: Protocol::Tcp,
+        host_address: None,
+        host_port: 8080,
+        container_port: 80,
+    };
+    let web = || WorkloadSpec {
+        access: AccessSpec::new(vec![port], Vec::new()).unwrap(),
+        ..spec()
+    };
+    let listener = Listener {
+        protocol: Protocol::Tcp,
+        address: "0.0.0.0".parse().unwrap(),
+        port: 8080,
+        both: false,
+        uid: 33,
+        inode: 7,
+    };
+    let before = world.disk.clone();
+    let refused = world.add_beside("web", web(), vec![listener], WaitFor::Programmed);
+    let error = world.add_error(refused).to_string();
+    assert!(
+        error.contains("8080:80/tcp") && error.contains("uid 33"),
+        "{error}"
+    );
+    world.settle();
+    assert!(world.node.workloads().is_empty());
+    assert!(world.disk.workloads.is_empty());
+    assert_eq!(world.disk.blocks, before.blocks);
+    assert_eq!(world.disk.generation, before.generation);
+
+    let caller = world.add("web", web(), WaitFor::Programmed);
+    world.settle();
+    world.added(caller);
+    for _ in 0..2 {
+        let again = world.add_beside("web", web(), vec![listener], WaitFor::Programmed);
+        world.settle();
+        assert!(!world.added(again).created);
+        world.crash(usize::MAX);
+        world.settle();
+    }
     world.check_quiet();
 }

@@ -11,7 +11,10 @@ use std::{
 };
 
 use bgp::speaker::status::ForeignClaim;
-use dataplane::desired::{Event, Object, ObjectId, Source};
+use dataplane::{
+    desired::{Event, Object, ObjectId, Source},
+    linux::listeners::Listener,
+};
 use ipnet::IpNet;
 
 use crate::{
@@ -176,10 +179,21 @@ impl World {
     }
 
     pub(super) fn add(&mut self, name: &str, spec: WorkloadSpec, wait: WaitFor) -> Caller {
+        self.add_beside(name, spec, Vec::new(), wait)
+    }
+
+    /// While programs of the node listen on its ports.
+    pub(super) fn add_beside(
+        &mut self,
+        name: &str,
+        spec: WorkloadSpec,
+        listening: Vec<Listener>,
+        wait: WaitFor,
+    ) -> Caller {
         let caller = self.caller(Asked::Add(id(name)));
-        let spec = in_own_namespace(name, spec);
+        let spec = Box::new(in_own_namespace(name, spec));
         self.node
-            .handle_add(self.now, caller, id(name), Box::new(spec), wait);
+            .handle_add(self.now, caller, id(name), spec, listening, wait);
         self.drain();
         caller
     }

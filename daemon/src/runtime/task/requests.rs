@@ -34,6 +34,7 @@ impl Task {
             Request::Add {
                 id,
                 spec,
+                listening,
                 wait,
                 reply,
             } => match refused {
@@ -42,7 +43,7 @@ impl Task {
                 }
                 None => {
                     let caller = self.caller(Waiter::Add(reply));
-                    self.node.handle_add(now, caller, id, spec, wait);
+                    self.node.handle_add(now, caller, id, spec, listening, wait);
                 }
             },
             Request::Delete {
