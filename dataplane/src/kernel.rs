@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use crate::desired::Netns;
 
-/// Route protocol of workloads, blackholes and tunnels.
+/// Route protocol of workloads, blackholes and tunnels, and IFA_PROTO of addresses of the host.
 pub const PROTOCOL_AGENTD: u8 = 70;
 /// Route protocol, and nexthop protocol, of learned routes.
 pub const PROTOCOL_AGENTD_BGP: u8 = 71;
@@ -334,6 +334,9 @@ pub struct FdbEntry {
 pub struct Snapshot {
     pub links: Vec<Link>,
     pub addresses: Vec<Address>,
+    /// Those of them that carry our mark. [`Op::AddAddress`] sets it in the host's namespace; kernels
+    /// before Linux 5.18 do not keep it.
+    pub marked_addresses: Vec<Address>,
     pub routes: Vec<Route>,
     pub next_hops: Vec<NextHop>,
     pub neighbours: Vec<Neighbour>,

@@ -86,6 +86,8 @@ fn a_workload_is_made_in_place_with_all_its_values() {
                 nodad: true
             }]
         );
+        // Linux 5.18 and later keep the mark.
+        assert_eq!(answer.marked_addresses, answer.addresses);
         assert_eq!(answer.neighbours.len(), 1);
         assert_eq!(answer.neighbours[0].mac, [2, 0, 0, 0, 0, 7]);
         assert_eq!(
@@ -99,7 +101,17 @@ fn a_workload_is_made_in_place_with_all_its_values() {
             ]
         );
 
+        ip("address add 192.0.2.1/24 dev agt0");
+        let host = place(&kernel, Place::Host).await;
+        assert_eq!(host.marked_addresses, answer.addresses);
+        assert!(
+            host.addresses
+                .iter()
+                .any(|one| one.net == net("192.0.2.1/24"))
+        );
+
         let inside = place(&kernel, Place::Netns(netns)).await;
+        assert_eq!(inside.marked_addresses, []);
         let eth0 = inside
             .links
             .iter()

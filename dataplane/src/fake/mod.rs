@@ -32,6 +32,8 @@ type RouteKey = (IpNet, u32, u32);
 pub struct FakeNamespace {
     pub links: BTreeMap<u32, Link>,
     pub addresses: BTreeMap<(u32, IpNet), Address>,
+    /// Addresses that carry the agent's mark.
+    pub marked: BTreeSet<(u32, IpNet)>,
     /// By prefix, table and metric.
     pub routes: BTreeMap<RouteKey, Route>,
     pub next_hops: BTreeMap<u32, NextHop>,
@@ -39,6 +41,16 @@ pub struct FakeNamespace {
     /// By index and MAC address.
     pub fdb: BTreeMap<(u32, [u8; 6]), FdbEntry>,
     pub sysctls: BTreeMap<String, String>,
+}
+
+impl FakeNamespace {
+    pub fn marked_addresses(&self) -> Vec<Address> {
+        let marked = self.marked.iter();
+        marked
+            .filter_map(|key| self.addresses.get(key))
+            .copied()
+            .collect()
+    }
 }
 
 #[derive(Debug)]
@@ -253,16 +265,20 @@ impl FakeKernel {
                 if !space.links.contains_key(&address.index) {
                     return Err(error(libc::ENODEV, "add address"));
                 }
-                space
-                    .addresses
-                    .insert((address.index, address.net), *address);
+                let key = (address.index, address.net);
+                space.addresses.insert(key, *address);
+                if !loud && at.is_none() {
+                    space.marked.insert(key);
+                }
                 self.tell(loud, at, Change::Address(*address));
                 Ok(())
             }
             Op::DeleteAddress { place, address } => {
                 let at = place_of(place);
                 let key = (address.index, address.net);
-                match self.space(at)?.addresses.remove(&key) {
+                let space = self.space(at)?;
+                space.marked.remove(&key);
+                match space.addresses.remove(&key) {
                     Some(gone) => {
                         self.tell(loud, at, Change::AddressDeleted(gone));
                         Ok(())
@@ -424,6 +440,7 @@ impl FakeKernel {
                 Ok(Snapshot {
                     links: space.links.values().cloned().collect(),
                     addresses: space.addresses.values().copied().collect(),
+                    marked_addresses: space.marked_addresses(),
                     routes: space.routes.values().cloned().collect(),
                     next_hops: space.next_hops.values().cloned().collect(),
                     neighbours: space.neighbours.values().copied().collect(),
@@ -468,6 +485,7 @@ impl FakeKernel {
                         .filter(|address| address.index == *index)
                         .copied()
                         .collect(),
+                    marked_addresses: space.marked_addresses(),
                     neighbours: neighbours
                         .iter()
                         .filter_map(|address| space.neighbours.get(&(*index, *address)))

@@ -17,8 +17,8 @@ use netlink_packet_route::link::{
 
 use super::encode::{AF_BRIDGE, AF_INET, AF_INET6, SCOPE_LINK, attribute, route_type};
 use crate::kernel::{
-    Address, FdbEntry, Gateway, Link, LinkKind, Neighbour, NextHop, NextHopKind, Resilient, Route,
-    Target, Tunnel,
+    Address, FdbEntry, Gateway, Link, LinkKind, Neighbour, NextHop, NextHopKind, PROTOCOL_AGENTD,
+    Resilient, Route, Target, Tunnel,
 };
 
 /// One netlink message.
@@ -258,6 +258,13 @@ pub(super) fn interface_address(payload: &[u8]) -> Option<Address> {
         net: IpNet::new(local.or(peer)?, length).ok()?,
         nodad: flags & attribute::IFA_F_NODAD != 0,
     })
+}
+
+/// Whether an RTM_NEWADDR shows our mark.
+pub(super) fn is_marked_address(payload: &[u8]) -> bool {
+    let attributes = payload.get(8..).into_iter().flat_map(attributes);
+    let mut protocols = attributes.filter(|(kind, _)| *kind == attribute::IFA_PROTO);
+    protocols.any(|(_, value)| value == [PROTOCOL_AGENTD])
 }
 
 /// RTM_NEWNEIGH or RTM_DELNEIGH; entries without a MAC address are left out.

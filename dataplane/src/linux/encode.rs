@@ -11,8 +11,8 @@ use netlink_packet_core::Emitable;
 use netlink_packet_route::link::LinkMessage;
 
 use crate::kernel::{
-    Address, CreateTunnel, FdbEntry, GATEWAY_V4, Gateway, Neighbour, NextHop, NextHopKind, Route,
-    Target, Tunnel,
+    Address, CreateTunnel, FdbEntry, GATEWAY_V4, Gateway, Neighbour, NextHop, NextHopKind,
+    PROTOCOL_AGENTD, Route, Target, Tunnel,
 };
 
 pub(super) const NLM_F_REQUEST: u16 = 0x01;
@@ -79,6 +79,7 @@ pub(super) mod attribute {
     pub(crate) const IFA_ADDRESS: u16 = 1;
     pub(crate) const IFA_LOCAL: u16 = 2;
     pub(crate) const IFA_FLAGS: u16 = 8;
+    pub(crate) const IFA_PROTO: u16 = 11;
     pub(crate) const IFA_F_NODAD: u32 = 0x02;
     pub(crate) const IFA_F_NOPREFIXROUTE: u32 = 0x200;
 
@@ -547,6 +548,19 @@ impl Encoder {
             let flags = u32::from(header[2]) | attribute::IFA_F_NOPREFIXROUTE;
             self.u32(attribute::IFA_FLAGS, flags);
         }
+        self.end();
+    }
+
+    /// An address that carries our mark (IFA_PROTO). Kernels before Linux 5.18 leave it out.
+    pub(super) fn marked_address(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        sequence: u32,
+        address: &Address,
+    ) {
+        self.interface_address(kind, flags, sequence, address);
+        self.attribute(attribute::IFA_PROTO, &[PROTOCOL_AGENTD]);
         self.end();
     }
 

@@ -235,7 +235,7 @@ impl<'a> Reading<'a> {
 
     fn inside(&mut self, neighbours: &[(u32, IpAddr)]) -> io::Result<()> {
         self.links()?;
-        self.snapshot.addresses = self.addresses(0)?;
+        self.addresses(0)?;
         for family in [AF_INET, AF_INET6] {
             let routes = self.routes(family)?;
             self.snapshot.routes.extend(routes);
@@ -292,7 +292,7 @@ impl<'a> Reading<'a> {
 
     fn place(&mut self, host: bool) -> io::Result<()> {
         self.links()?;
-        self.snapshot.addresses = self.addresses(0)?;
+        self.addresses(0)?;
         for family in [AF_INET, AF_INET6] {
             let routes = self.routes(family)?;
             if self.snapshot.routes.is_empty() {
@@ -372,8 +372,9 @@ impl<'a> Reading<'a> {
         )
     }
 
-    fn addresses(&mut self, index: u32) -> io::Result<Vec<crate::kernel::Address>> {
-        self.dump(
+    /// Of one link, or (0) of all.
+    fn addresses(&mut self, index: u32) -> io::Result<()> {
+        let read = self.dump(
             |pipe, sequence| {
                 let mut header = [0; 8];
                 header[0] = AF_UNSPEC;
@@ -383,10 +384,18 @@ impl<'a> Reading<'a> {
             },
             kind::NEW_ADDRESS,
             |payload| {
-                decode::interface_address(payload)
-                    .filter(|address| index == 0 || address.index == index)
+                let address = decode::interface_address(payload)
+                    .filter(|address| index == 0 || address.index == index)?;
+                Some((address, decode::is_marked_address(payload)))
             },
-        )
+        )?;
+        for (address, marked) in read {
+            self.snapshot.addresses.push(address);
+            if marked {
+                self.snapshot.marked_addresses.push(address);
+            }
+        }
+        Ok(())
     }
 
     /// Routes of the main table.
@@ -464,7 +473,7 @@ impl<'a> Reading<'a> {
         self.flush_gets()?;
         if !self.snapshot.links.is_empty() {
             match self.addresses(index) {
-                Ok(addresses) => self.snapshot.addresses = addresses,
+                Ok(()) => {}
                 // Deleted in between.
                 Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
                 Err(error) => return Err(error),

@@ -281,9 +281,14 @@ impl<'a> Run<'_, 'a> {
             }
             Op::ReplaceNextHop(next_hop) => encoder.next_hop(REPLACE, sequence, next_hop),
             Op::DeleteNextHop { id } => encoder.delete_next_hop(sequence, *id),
-            Op::AddAddress { address, .. } => {
-                encoder.interface_address(kind::NEW_ADDRESS, REPLACE, sequence, address);
-            }
+            Op::AddAddress { place, address } => match place {
+                Place::Host => {
+                    encoder.marked_address(kind::NEW_ADDRESS, REPLACE, sequence, address);
+                }
+                Place::Netns(_) => {
+                    encoder.interface_address(kind::NEW_ADDRESS, REPLACE, sequence, address);
+                }
+            },
             Op::DeleteAddress { address, .. } => {
                 encoder.interface_address(kind::DELETE_ADDRESS, 0, sequence, address);
             }

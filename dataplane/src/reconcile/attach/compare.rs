@@ -98,7 +98,19 @@ impl Want<'_> {
             &mut plan.host,
             &mut plan.what,
         );
-        for address in self.host_addresses() {
+        let addresses = self.host_addresses();
+        for address in self.stale_addresses(seen, &addresses) {
+            let text = format!(
+                "address {} of the host's end (no longer wanted)",
+                address.net
+            );
+            plan.what.push(what(Kind::Address, text));
+            plan.host.push(Op::DeleteAddress {
+                place: Place::Host,
+                address,
+            });
+        }
+        for address in addresses {
             if !has_address(seen, &address) {
                 let text = format!("address {} of the host's end (missing)", address.net);
                 plan.what.push(what(Kind::Address, text));
@@ -119,6 +131,20 @@ impl Want<'_> {
                 });
             }
         }
+    }
+
+    /// Those of our making that the link is not to have any more: a bridge has other gateways than
+    /// it had. They go first: the kernel takes later addresses of a subnet away together with its
+    /// first one.
+    fn stale_addresses(&self, seen: &Snapshot, wanted: &[Address]) -> Vec<Address> {
+        let of_link = seen
+            .marked_addresses
+            .iter()
+            .filter(|seen| seen.index == self.index);
+        of_link
+            .filter(|seen| !wanted.iter().any(|wanted| is_address(seen.net, wanted.net)))
+            .copied()
+            .collect()
     }
 
     fn inside_difference(&self, seen: &Snapshot, plan: &mut Difference) {

@@ -3,6 +3,7 @@
 
 mod audit;
 mod blackhole;
+mod bridges;
 mod flat;
 mod learned;
 mod properties;

@@ -59,6 +59,7 @@ impl Chaos {
         let read = |space: &FakeNamespace| Snapshot {
             links: space.links.values().cloned().collect(),
             addresses: space.addresses.values().copied().collect(),
+            marked_addresses: space.marked_addresses(),
             routes: space.routes.values().cloned().collect(),
             next_hops: Vec::new(),
             neighbours: space.neighbours.values().copied().collect(),
