@@ -42,6 +42,8 @@ pub struct Facts {
     pub peers: usize,
     /// Chains of others that drop forwarded packets unless a rule says otherwise.
     pub forward_drops: Vec<String>,
+    /// There may be more of them where they cannot be seen.
+    pub legacy_filter: bool,
 }
 
 pub async fn gather(context: &Context, address: IpAddr) -> Result<Facts, Error> {
@@ -120,6 +122,7 @@ pub async fn gather(context: &Context, address: IpAddr) -> Result<Facts, Error> 
         received,
         peers: peers.len(),
         forward_drops: network.forward_drops(address).await,
+        legacy_filter: network.has_legacy_filter(address).await,
     })
 }
 
@@ -158,6 +161,17 @@ pub fn explain(facts: &Facts) -> v1::ExplainResponse {
              see \"Beside other tables\" in docs/design/filter.md"
         );
         steps.push("firewall", Status::Warning, text);
+    }
+    if facts.legacy_filter && !facts.lookup.local {
+        let tool = match facts.address {
+            IpAddr::V4(_) => "iptables-legacy",
+            IpAddr::V6(_) => "ip6tables-legacy",
+        };
+        let text = format!(
+            "ip_tables (legacy) filters on this node, too; its rules are not seen here: \
+             `{tool} -S FORWARD` shows whether they drop"
+        );
+        steps.push("firewall", Status::Info, text);
     }
     v1::ExplainResponse {
         address: facts.address.to_string(),

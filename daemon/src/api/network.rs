@@ -66,6 +66,16 @@ pub trait Network: Send + Sync + 'static {
     async fn forward_drops(&self, _address: IpAddr) -> Vec<String> {
         Vec::new()
     }
+    /// Whether ip_tables has a filter table for packets to this address. Its rules are in no nftables
+    /// dump, unlike those of `iptables-nft`.
+    async fn has_legacy_filter(&self, _address: IpAddr) -> bool {
+        false
+    }
+}
+
+/// Whether one of the tables of ip_tables, one name a line, is the one that filters.
+fn names_filter(tables: &str) -> bool {
+    tables.lines().any(|table| table.trim() == "filter")
 }
 
 /// The speaker and the dataplane of this process.
@@ -161,6 +171,15 @@ impl Network for Live {
             .collect()
     }
 
+    async fn has_legacy_filter(&self, address: IpAddr) -> bool {
+        let names = match address {
+            IpAddr::V4(_) => "/proc/net/ip_tables_names",
+            IpAddr::V6(_) => "/proc/net/ip6_tables_names",
+        };
+        // A few bytes, out of memory. A kernel without ip_tables has no such file.
+        std::fs::read_to_string(names).is_ok_and(|tables| names_filter(&tables))
+    }
+
     async fn filter(&self) -> Result<FilterStatus, Error> {
         self.dataplane.filter_status().await.map_err(unavailable)
     }
@@ -183,5 +202,17 @@ impl Network for Live {
 
     async fn next_hops(&self) -> Result<Vec<NextHopView>, Error> {
         self.dataplane.next_hops().await.map_err(unavailable)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_filter_table_is_found_among_those_of_ip_tables() {
+        assert!(names_filter("nat\nfilter\n"));
+        assert!(!names_filter("nat\nmangle\n"));
+        assert!(!names_filter(""));
     }
 }

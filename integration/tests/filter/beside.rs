@@ -21,6 +21,15 @@ fn a_chain_of_another_program_that_drops_what_is_forwarded_is_named() {
         ensure!(text.contains("chain ip fw FORWARD"), "{text}");
         let text = site.agent.agentctl(&["explain", &v6])?;
         ensure!(!text.contains("firewall"), "of the other family: {text}");
+        // Of ip_tables, where there is such a program and kernel, only that it is in use.
+        if host.show("iptables-legacy -P FORWARD ACCEPT").is_ok() {
+            let text = site.agent.agentctl(&["explain", &v4])?;
+            ensure!(text.contains("iptables-legacy -S FORWARD"), "{text}");
+            let text = site.agent.agentctl(&["explain", &v6])?;
+            ensure!(!text.contains("firewall"), "of the other family: {text}");
+        } else {
+            println!("skipped: iptables-legacy");
+        }
         // Nobody touched it.
         let table = host.show("nft list table ip fw")?;
         ensure!(table.contains("policy drop"), "{table}");
