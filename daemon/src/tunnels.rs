@@ -10,6 +10,7 @@ use crate::{
     api::Identity,
     config::{Config, Pool},
     peers::{Change, Effect},
+    runtime::setup,
 };
 
 /// What the dataplane is to want.
@@ -45,7 +46,7 @@ pub fn next_hop6(identity: &Identity, pools: &[Pool]) -> Option<IpAddr> {
     identity.address6.map(IpAddr::V6).or_else(mapped)
 }
 
-/// Applies changes of the file while the agent runs.
+/// Applies changes of the file, and of the node's addresses, while the agent runs.
 #[derive(Clone, Debug)]
 pub struct Live {
     pub dataplane: dataplane::runtime::Handle,
@@ -81,13 +82,78 @@ impl Live {
             });
         }
         if !changes.is_empty() {
-            let tunnels = desired(running, &self.identity);
-            // When the dataplane has stopped, so does the agent.
-            let _ = self
-                .dataplane
-                .set(vec![Object::Tunnels(Box::new(tunnels))])
-                .await;
+            self.tell(running).await;
         }
         changes
+    }
+
+    async fn tell(&self, running: &Config) {
+        let tunnels = desired(running, &self.identity);
+        // When the dataplane has stopped, so does the agent.
+        let _ = self
+            .dataplane
+            .set(vec![Object::Tunnels(Box::new(tunnels))])
+            .await;
+    }
+
+    /// The node has these addresses now. Where its own follows from them and is another one,
+    /// tunnels go out from that one from now on. Whether it is.
+    pub async fn readdress(&mut self, running: &Config, all: &[IpAddr]) -> bool {
+        let (source, source6) = setup::addresses(running);
+        let v4 = all.iter().filter_map(|address| match address {
+            IpAddr::V4(v4) => Some(*v4),
+            IpAddr::V6(_) => None,
+        });
+        let v6 = all.iter().filter_map(|address| match address {
+            IpAddr::V6(v6) => Some(*v6),
+            IpAddr::V4(_) => None,
+        });
+        let address = follow(self.identity.address, source, v4);
+        let address6 = follow(self.identity.address6, source6, v6);
+        if (address, address6) == (self.identity.address, self.identity.address6) {
+            return false;
+        }
+        self.identity = Arc::new(Identity {
+            address,
+            address6,
+            ..(*self.identity).clone()
+        });
+        self.tell(running).await;
+        true
+    }
+}
+
+/// The node's own address of one family. `source`: that of the configuration, or of the route to the
+/// first peer. Without a route just now the address stays while the node has it, and one that is gone
+/// is replaced by another. A family without an address has none until there is a route.
+fn follow<A: Copy + PartialEq>(
+    before: Option<A>,
+    source: Option<A>,
+    all: impl Iterator<Item = A> + Clone,
+) -> Option<A> {
+    let before = source.or(before)?;
+    let there = source.is_some() || all.clone().any(|address| address == before);
+    let other = all.clone().next().filter(|_| !there);
+    other.or(Some(before))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_address_is_that_of_the_route_or_stays_while_the_node_has_it() {
+        for (before, source, all, expected) in [
+            (Some(1), Some(2), vec![1, 2], Some(2)),
+            (Some(1), Some(1), vec![], Some(1)),
+            (Some(1), None, vec![2, 1], Some(1)),
+            (Some(1), None, vec![2, 3], Some(2)),
+            (Some(1), None, vec![], Some(1)),
+            (None, None, vec![1], None),
+            (None, Some(1), vec![1], Some(1)),
+        ] {
+            let own = follow(before, source, all.iter().copied());
+            assert_eq!(own, expected, "{before:?} {source:?} {all:?}");
+        }
     }
 }

@@ -5,10 +5,11 @@ use std::net::IpAddr;
 
 use anyhow::{Context as _, Result, ensure};
 use integration::lab::agent::Agent;
+use integration::lab::config::Peer;
 use integration::lab::monitor::{BgpCapture, KernelMonitor};
 use integration::lab::netns::Netns;
 use integration::lab::ping::{Endless, ping_all};
-use integration::lab::two_nodes::{TwoNodes, node_address};
+use integration::lab::two_nodes::{ASN, TwoNodes, node_address};
 use integration::lab::workload::Workload;
 use integration::lab::{self, Lab, PATIENCE};
 
@@ -496,6 +497,52 @@ fn a_workload_that_is_a_process_is_connected_by_pid() {
                 .show("ip -brief address show net0")?
                 .contains("10.244.1.")
         );
+        Ok(())
+    });
+}
+
+#[test]
+fn another_address_of_the_node_is_followed_by_tunnels_and_next_hops_without_a_new_session() {
+    lab::run(|lab| {
+        let mut nodes = TwoNodes::prepare(lab)?;
+        for node in [&mut nodes.a, &mut nodes.b] {
+            for pool in &mut node.config_mut().pools {
+                if pool.cidr.contains(':') {
+                    pool.extra = "encapsulation = \"vxlan\"".to_owned();
+                }
+            }
+        }
+        let config = nodes.a.config_mut();
+        config.address6 = None;
+        // By the route to it the node finds its own address; nobody takes its connections.
+        config.peers.push(Peer::new("rr6", "fd00:26::1", ASN));
+        nodes.a.start()?;
+        nodes.b.start()?;
+        nodes.wait_converged()?;
+        let on_a = nodes.a.workload("a1")?;
+        let on_b = nodes.b.workload("b1")?;
+        let reached = || ping_all(&on_b.namespace, on_a.ipv6()?, 1);
+        lab.wait_for("the first packet", PATIENCE, || reached().map(drop))?;
+        let namespace = nodes.a.namespace();
+        lab.address(namespace, "eth0", "fd00:26::21/64")?;
+        namespace.show("ip -6 address del fd00:26::11/64 dev eth0")?;
+        lab.wait_for("node-b reaches it there", PATIENCE, || {
+            let link = namespace.show("ip -d link show agentd.vxlan6")?;
+            ensure!(link.contains("local fd00:26::21"), "{link}");
+            let way = nodes
+                .b
+                .namespace()
+                .show("bridge fdb show dev agentd.vxlan6")?;
+            ensure!(
+                way.contains("fd00:26::21") && !way.contains("fd00:26::11"),
+                "{way}"
+            );
+            reached().map(drop)
+        })?;
+        ensure!(nodes.a.client().status()?.address6 == "fd00:26::21");
+        let log = nodes.a.process()?.log_text();
+        let sessions = log.matches("session established peer=\"rr\"").count();
+        ensure!(sessions == 1, "{sessions} sessions");
         Ok(())
     });
 }

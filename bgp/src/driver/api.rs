@@ -97,6 +97,7 @@ pub(super) enum Command {
     Update(Box<Neighbors>, oneshot::Sender<Result<Applied, AdminError>>),
     RemovePeer(String, oneshot::Sender<Result<(), AdminError>>),
     SetDrain(Drain),
+    SetNextHopSelf([Option<IpAddr>; 2]),
     SetPolicies(
         String,
         Arc<Policy>,
@@ -214,6 +215,12 @@ impl Handle {
     /// Takes this speaker out of the network, or back in. Sessions stay.
     pub async fn set_drain(&self, drain: Drain) {
         self.send(Command::SetDrain(drain)).await;
+    }
+
+    /// This node has other addresses, by family: the next hops of the family that a session is not
+    /// over. Sessions stay.
+    pub async fn set_next_hop_self(&self, own: [Option<IpAddr>; 2]) {
+        self.send(Command::SetNextHopSelf(own)).await;
     }
 
     /// Adds a neighbour and starts its session.

@@ -366,6 +366,7 @@ impl SpeakerTask {
             Command::Update(neighbors, reply) => drop(reply.send(self.update(now, *neighbors))),
             Command::RemovePeer(name, reply) => drop(reply.send(self.remove(now, &name))),
             Command::SetDrain(drain) => self.speaker.set_drain(drain),
+            Command::SetNextHopSelf(own) => self.speaker.set_next_hop_self(own),
             Command::SetPolicies(name, import, export, reply) => {
                 drop(reply.send(self.speaker.set_policies(&name, import, export)));
             }

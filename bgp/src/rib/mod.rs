@@ -42,7 +42,7 @@ pub use decision::Step;
 pub use types::*;
 
 use crate::{
-    attributes::Via,
+    attributes::{NextHop, Via},
     message::{NlriList, Update},
     policy::Policy,
     types::{Family, PeerId},
@@ -250,6 +250,27 @@ impl Rib {
         }
         self.v4.regroup(&mut self.shared, slot);
         self.v6.regroup(&mut self.shared, slot);
+    }
+
+    /// Our own addresses as next hops towards a peer, by family, are others now: it is told anew what
+    /// has them.
+    pub fn set_next_hop_self(&mut self, peer: PeerId, own: [Option<NextHop>; 2]) {
+        let Some(slot) = self.shared.slot(peer) else {
+            return;
+        };
+        let Some(known) = self.shared.peer_mut(slot) else {
+            return;
+        };
+        let before = std::mem::replace(&mut known.session.next_hop_self, own);
+        if !known.up {
+            return;
+        }
+        if before[Family::Ipv4Unicast.index()] != own[Family::Ipv4Unicast.index()] {
+            self.v4.regroup(&mut self.shared, slot);
+        }
+        if before[Family::Ipv6Unicast.index()] != own[Family::Ipv6Unicast.index()] {
+            self.v6.regroup(&mut self.shared, slot);
+        }
     }
 
     /// New limits for a peer; whether it exceeds them already is not looked at here.

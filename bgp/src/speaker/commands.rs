@@ -222,6 +222,19 @@ impl Speaker {
         self.rib.set_drain(drain);
     }
 
+    /// This node has other addresses: the next hops of the family that a session is not over. Sessions
+    /// stay; who was told another address is told the new one.
+    pub fn set_next_hop_self(&mut self, own: [Option<IpAddr>; 2]) {
+        self.config.next_hop_self = own;
+        for (id, peer) in &self.peers {
+            let known = self.connections.values().find(|known| known.peer == *id);
+            let Some(known) = known else { continue };
+            if let Some(own) = peer.next_hop_self(&self.config, known.local, known.link) {
+                self.rib.set_next_hop_self(*id, own);
+            }
+        }
+    }
+
     /// Ends all sessions. A peer that would keep our routes over a restart is just left
     /// (RFC 4724 §4); the others get Cease 6/2 with the text.
     pub fn shutdown(&mut self, now: Instant, text: &str) {

@@ -5,13 +5,14 @@ use std::{net::SocketAddr, sync::Arc, time::Instant};
 use super::{
     config::{PeerConfig, SpeakerConfig},
     link::{self, Link},
-    status::{FamilyStatus, LastFault, PeerNews, PeerStatus},
+    status::{FamilyStatus, LastFault, PeerNews, PeerState, PeerStatus},
 };
 use crate::{
-    message::{Disposition, Fault},
+    attributes::NextHop,
+    message::{Disposition, Fault, Negotiated},
     rib::{PeerKind, PeerRib, Rib},
     session::{Session, Settings, Up},
-    types::{Family, PeerId},
+    types::{Asn, Family, PeerId},
 };
 
 #[derive(Debug)]
@@ -174,6 +175,61 @@ pub(super) fn settings(
     }
 }
 
+fn kind(speaker: &SpeakerConfig, peer: &PeerConfig, remote: Asn) -> PeerKind {
+    if remote == speaker.asn && peer.local_as.is_none() {
+        PeerKind::Internal
+    } else {
+        PeerKind::External
+    }
+}
+
+/// A peer that is on the link by configuration as well: neither side expects hops in between.
+fn direct(peer: &PeerConfig, link: Option<Link>) -> Option<Link> {
+    link.filter(|_| peer.multihop.is_none())
+}
+
+fn own_next_hops(
+    speaker: &SpeakerConfig,
+    peer: &PeerConfig,
+    local: Option<SocketAddr>,
+    link: Option<Link>,
+    kind: PeerKind,
+    negotiated: &Negotiated,
+) -> [Option<NextHop>; 2] {
+    link::next_hop_self(
+        speaker.next_hop_self,
+        local.map(|local| local.ip()),
+        direct(peer, link),
+        kind,
+        negotiated.extended_next_hop,
+    )
+}
+
+impl Peer {
+    /// Our own addresses as next hops of its Established session; `None`: it has none.
+    pub(super) fn next_hop_self(
+        &self,
+        speaker: &SpeakerConfig,
+        local: Option<SocketAddr>,
+        link: Option<Link>,
+    ) -> Option<[Option<NextHop>; 2]> {
+        if self.session.peer_state() != PeerState::Established {
+            return None;
+        }
+        let agreement = self.session.agreement()?;
+        let kind = kind(speaker, &self.config, agreement.remote.asn);
+        let negotiated = agreement.negotiated;
+        Some(own_next_hops(
+            speaker,
+            &self.config,
+            local,
+            link,
+            kind,
+            negotiated,
+        ))
+    }
+}
+
 /// What the RIB must know of an Established session.
 pub(super) fn rib_session(
     speaker: &SpeakerConfig,
@@ -182,23 +238,10 @@ pub(super) fn rib_session(
     link: Option<Link>,
     up: Up,
 ) -> PeerRib {
-    let kind = if up.remote.asn == speaker.asn && peer.local_as.is_none() {
-        PeerKind::Internal
-    } else {
-        PeerKind::External
-    };
-    // A peer that is on the link by configuration as well: neither side expects hops in between.
-    let direct = link.filter(|_| peer.multihop.is_none());
-    let next_hop_self = link::next_hop_self(
-        speaker.next_hop_self,
-        local.map(|local| local.ip()),
-        direct,
-        kind,
-        up.negotiated.extended_next_hop,
-    );
+    let kind = kind(speaker, peer, up.remote.asn);
     PeerRib {
-        next_hop_self,
-        interface: direct.map_or(0, |link| link.interface),
+        next_hop_self: own_next_hops(speaker, peer, local, link, kind, &up.negotiated),
+        interface: direct(peer, link).map_or(0, |link| link.interface),
         add_path_send: peer.add_path_send,
         rr_client: peer.route_reflector_client,
         always_next_hop_self: peer.next_hop_self,

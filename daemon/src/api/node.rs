@@ -29,7 +29,8 @@ impl NodeService for Node {
         let peers = self.0.network.peers().await;
         let dataplane = self.0.network.dataplane().await?;
         let filter = self.0.network.filter().await?;
-        let identity = &self.0.identity;
+        let identity = self.0.peers.identity();
+        let identity = identity.as_ref().unwrap_or(&self.0.identity);
         let text = |value: Option<String>| value.unwrap_or_default();
         let established = peers
             .iter()

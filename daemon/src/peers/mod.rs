@@ -8,6 +8,7 @@
 //! | from → to | kind | on full |
 //! |---|---|---|
 //! | API, signal → this task | mpsc | the call gets RESOURCE_EXHAUSTED |
+//! | node's task → this task, this task → API | watch of addresses | newest wins |
 //! | node's task → watchers | broadcast of peers | the watcher is ended |
 
 mod apply;
@@ -23,7 +24,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use agentd_proto::v1::PeerSpec;
 use bgp::{driver::Admin, speaker::status::PeerStatus};
@@ -35,7 +36,7 @@ pub use self::{
     saved::{SavedError, Shutdown},
     task::Manager,
 };
-use crate::{config::ConfigErrors, fleet::Member, node::Error};
+use crate::{api::Identity, config::ConfigErrors, fleet::Member, node::Error};
 
 /// Commands that may wait.
 const QUEUE: usize = 64;
@@ -81,6 +82,8 @@ pub struct PeersHandle {
     commands: mpsc::Sender<Command>,
     facts: watch::Receiver<Arc<Facts>>,
     events: broadcast::Sender<PeerEvent>,
+    addresses: Arc<watch::Sender<Vec<IpAddr>>>,
+    identity: watch::Receiver<Option<Arc<Identity>>>,
 }
 
 /// The other ends of a handle.
@@ -88,6 +91,8 @@ pub struct PeersHandle {
 pub struct Ends {
     commands: mpsc::Receiver<Command>,
     facts: watch::Sender<Arc<Facts>>,
+    addresses: watch::Receiver<Vec<IpAddr>>,
+    identity: watch::Sender<Option<Arc<Identity>>>,
 }
 
 impl PeersHandle {
@@ -95,14 +100,20 @@ impl PeersHandle {
         let (commands, queue) = mpsc::channel(QUEUE);
         let (facts, known) = watch::channel(Arc::default());
         let (events, _) = broadcast::channel(WATCH_QUEUE);
+        let (addresses, changes) = watch::channel(Vec::new());
+        let (identity, changed) = watch::channel(None);
         let handle = Self {
             commands,
             facts: known,
             events,
+            addresses: Arc::new(addresses),
+            identity: changed,
         };
         let ends = Ends {
             commands: queue,
             facts,
+            addresses: changes,
+            identity,
         };
         (handle, ends)
     }
@@ -151,6 +162,16 @@ impl PeersHandle {
     pub async fn mesh(&self, members: Vec<Member>) {
         // It fails only when the agent stops.
         let _ = self.commands.send(Command::Mesh(members)).await;
+    }
+
+    /// The node has these addresses now. The newest word counts.
+    pub fn set_addresses(&self, all: Vec<IpAddr>) {
+        self.addresses.send_replace(all);
+    }
+
+    /// Who this node is, if its addresses are others than at the start.
+    pub fn identity(&self) -> Option<Arc<Identity>> {
+        self.identity.borrow().clone()
     }
 
     pub fn facts(&self) -> Arc<Facts> {

@@ -1,6 +1,7 @@
 //! The task that owns the running configuration of peers.
 
 use std::{
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -23,7 +24,7 @@ use super::{
     spec,
 };
 use crate::{
-    config::{Config, ConfigErrors, Pool},
+    config::{Config, ConfigErrors},
     node::{Error, handle::NodeHandle},
     tunnels::{self, Live},
 };
@@ -39,8 +40,6 @@ pub struct Manager {
     /// The file as it was read last.
     text: String,
     saved: Saved,
-    /// The pools that there were at the start.
-    started_with: Vec<Pool>,
     pub(super) speaker: Option<Handle>,
     /// To whom a reload tells how pools are reached.
     pub tunnels: Option<Live>,
@@ -67,7 +66,6 @@ impl Manager {
         }
         let pools: Vec<IpNet> = config.pools.iter().map(|pool| pool.cidr).collect();
         Ok(Self {
-            started_with: config.pools.clone(),
             running: config.clone(),
             text,
             saved,
@@ -94,9 +92,18 @@ impl Manager {
         self.speaker = speaker;
         loop {
             ends.facts.send_replace(Arc::new(self.saved.facts()));
-            let Some(command) = ends.commands.recv().await else {
-                return;
+            let command = tokio::select! {
+                command = ends.commands.recv() => command,
+                Ok(()) = ends.addresses.changed() => {
+                    let all = ends.addresses.borrow_and_update().clone();
+                    if self.follow_addresses(&all).await {
+                        let identity = self.tunnels.as_ref().map(|live| live.identity.clone());
+                        ends.identity.send_replace(identity);
+                    }
+                    continue;
+                }
             };
+            let Some(command) = command else { return };
             // Whoever asked and went away needs no answer; and facts come before answers.
             let facts = |saved: &Saved| {
                 ends.facts.send_replace(Arc::new(saved.facts()));
@@ -135,6 +142,29 @@ impl Manager {
                     let _ = reply.send(result);
                 }
             }
+        }
+    }
+
+    /// Where the node's own address follows from those that it has: whether it is another one now.
+    async fn follow_addresses(&mut self, all: &[IpAddr]) -> bool {
+        let Some(live) = &mut self.tunnels else {
+            return false;
+        };
+        if !live.readdress(&self.running, all).await {
+            return false;
+        }
+        let (address, address6) = (live.identity.address, live.identity.address6);
+        tracing::warn!(?address, ?address6, "this node has another address now");
+        self.tell_next_hops().await;
+        true
+    }
+
+    /// Our next hops over sessions of the other family.
+    async fn tell_next_hops(&self) {
+        if let (Some(speaker), Some(live)) = (&self.speaker, &self.tunnels) {
+            let v4 = live.identity.address.map(IpAddr::V4);
+            let v6 = tunnels::next_hop6(&live.identity, &self.running.pools);
+            speaker.set_next_hop_self([v4, v6]).await;
         }
     }
 
@@ -418,14 +448,8 @@ impl Manager {
             let changes = tunnels.reload(&mut self.running, &new).await;
             report.changes.extend(changes);
         }
+        self.tell_next_hops().await;
         report.needs_restart = differences::needs_restart(&self.running, &new);
-        if let Some(live) = &self.tunnels {
-            let hop = |pools: &[Pool]| tunnels::next_hop6(&live.identity, pools);
-            if hop(&self.started_with) != hop(&self.running.pools) {
-                let text = "bgp (the next hop of IPv6 blocks, which follows from the pools)";
-                report.needs_restart.push(text.to_owned());
-            }
-        }
         self.text = text;
         self.forget_shutdowns();
         Ok(report)

@@ -22,8 +22,8 @@ use crate::{
     config::{Bgp, Config, ExportPolicy, ImportPolicy, Peer, PeerRange},
 };
 
-/// Who this node is: what the configuration says, completed by what the kernel's routes say.
-pub(super) fn identity(config: &Config) -> Result<Identity, StartError> {
+/// The node's addresses: what the configuration says, completed by what the kernel's routes say.
+pub(crate) fn addresses(config: &Config) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
     let peers = config.bgp.iter().flat_map(|bgp| &bgp.peers);
     let source = |is_ipv4: bool| {
         peers
@@ -39,6 +39,12 @@ pub(super) fn identity(config: &Config) -> Result<Identity, StartError> {
         Some(IpAddr::V6(address)) => Some(address),
         _ => None,
     });
+    (address, address6)
+}
+
+/// Who this node is.
+pub(super) fn identity(config: &Config) -> Result<Identity, StartError> {
+    let (address, address6) = addresses(config);
     let router_id = config
         .bgp
         .as_ref()

@@ -137,9 +137,16 @@ impl Reconciler {
 
     /// MTU of the interface that carries traffic to other nodes, if it is known.
     pub(super) fn underlay_mtu(&self) -> Option<u32> {
-        let by_address = self.config.underlay.iter().find_map(|wanted| {
+        // The node may have another address than at the start.
+        let told = self.tunnels.wanted.iter();
+        let told = told.flat_map(|tunnels| {
+            let v4 = tunnels.local.map(IpAddr::V4);
+            v4.into_iter().chain(tunnels.local6.map(IpAddr::V6))
+        });
+        let underlay = told.chain(self.config.underlay.iter().copied());
+        let by_address = underlay.into_iter().find_map(|wanted| {
             self.addresses
-                .links_with(*wanted)
+                .links_with(wanted)
                 .find(|index| self.others.contains(index) && self.tunnel_of(*index).is_none())
         });
         let index = by_address.or_else(|| {

@@ -1,5 +1,9 @@
 use super::*;
-use crate::speaker::{Applied, SoftReset, config::Password};
+use crate::speaker::{
+    Applied, SoftReset,
+    config::Password,
+    status::{RouteQuery, RouteTable},
+};
 
 fn peer() -> PeerConfig {
     let mut peer = PeerConfig::new("one", "10.0.0.1".parse().unwrap(), REMOTE);
@@ -313,4 +317,49 @@ fn what_covers_an_address_is_told_with_the_rule_that_refused_it() {
         .received_covering("203.0.113.1".parse().unwrap(), 1);
     assert_eq!(first.len(), 1);
     assert_eq!(first[0].prefix.to_string(), "203.0.113.0/24");
+}
+
+#[test]
+fn another_address_of_the_node_is_told_to_those_who_were_told_the_one_before() {
+    let mut far = PeerConfig::new("far", "2001:db8::9".parse().unwrap(), REMOTE);
+    far.passive = true;
+    far.export = Arc::new(Policy::all());
+    let mut bench = Bench::new(|config| {
+        config.peers.push(far);
+        config.next_hop_self[0] = Some("203.0.113.1".parse().unwrap());
+    });
+    let connection = bench.establish("2001:db8::9", open(REMOTE));
+    let told = |bench: &Bench| -> Vec<IpAddr> {
+        let page = bench.speaker.routes(&RouteQuery {
+            table: RouteTable::AdjRibOut,
+            peer: Some("far".into()),
+            prefix: None,
+            after: None,
+            limit: 10,
+        });
+        let routes = page.routes.iter();
+        routes
+            .map(|route| route.attributes.next_hop.address)
+            .collect()
+    };
+    assert_eq!(told(&bench), [IpAddr::from([203, 0, 113, 1])]);
+    let new = [Some(IpAddr::from([203, 0, 113, 2])), None];
+    for sent in [true, false] {
+        bench.speaker.set_next_hop_self(new);
+        let mut updates = 0;
+        while let Some(output) = bench.speaker.poll_output(bench.now) {
+            if let Output::Send { octets, .. } = output {
+                updates += octets
+                    .windows(4)
+                    .filter(|four| *four == [203, 0, 113, 2])
+                    .count();
+                bench.speaker.handle_writable(connection);
+            }
+        }
+        // The same once more is nothing new.
+        assert_eq!(updates, usize::from(sent));
+        assert_eq!(told(&bench), [IpAddr::from([203, 0, 113, 2])]);
+    }
+    assert_eq!(bench.state("far"), Some(PeerState::Established));
+    assert!(bench.closed.is_empty());
 }

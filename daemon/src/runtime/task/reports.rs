@@ -62,6 +62,7 @@ impl Task {
                     let own = own_addresses(&all);
                     tracing::info!(?own, "addresses of this node");
                     self.node.set_own_addresses(own);
+                    self.peers.set_addresses(all);
                 }
                 Event::SharedRepaired { what } => {
                     tracing::warn!(%what, "changed by others, put back");
