@@ -438,6 +438,8 @@ fn agentctl_knows_every_kind_and_names_the_field_that_is_wrong() {
             let (done, text) = agentctl(&agent, &format!("workload {line}"))?;
             ensure!(done && text.contains(word), "{line}: {text}");
         }
+        let (done, text) = agentctl(&agent, "explain 172.30.0.2")?;
+        ensure!(done && text.contains("behind bridge apps0"), "{text}");
         for (line, word) in [
             ("add x --attachment bridged".to_owned(), "--netns"),
             (

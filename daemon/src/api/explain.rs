@@ -18,10 +18,13 @@ use super::{
     Context,
     render_routing::{kernel_route_text, reason},
 };
-use crate::node::{
-    Error,
-    attachment::Attachment,
-    view::{AddressView, BlockState, WorkloadState},
+use crate::{
+    config::is_pool_of_bridge,
+    node::{
+        Error,
+        attachment::Attachment,
+        view::{AddressView, BlockState, WorkloadState},
+    },
 };
 
 /// What the parts of the agent say about an address.
@@ -354,6 +357,11 @@ fn own(facts: &Facts, steps: &mut Steps) -> (bool, String) {
             "{address} belongs to workload {} of this node, but the kernel has no route to it.",
             workload.id
         ),
+        (None, true) if bridge(facts).is_some() => format!(
+            "{address} is workload {} on this node, behind bridge {}.",
+            workload.id,
+            bridge(facts).unwrap_or_default()
+        ),
         (None, true) => format!(
             "{address} is workload {} on this node; its block is advertised to {holders} of {} peers.",
             workload.id, facts.peers
@@ -484,7 +492,12 @@ fn kernel(facts: &Facts, steps: &mut Steps) -> bool {
         }
         _ => {
             // The host route of a workload is one of ours; anything else only happens to cover it.
-            if facts.view.workload.is_some() && route.protocol != PROTOCOL_AGENTD {
+            // To workloads on a bridge leads the route of its subnet, which the kernel makes.
+            let of_bridge = bridge(facts).is_some_and(|bridge| {
+                let mut words = text.split(' ');
+                words.any(|word| word == "dev") && words.next() == Some(bridge)
+            });
+            if facts.view.workload.is_some() && route.protocol != PROTOCOL_AGENTD && !of_bridge {
                 steps.push(
                     "kernel route",
                     Status::Problem,
@@ -502,6 +515,12 @@ fn advertised(facts: &Facts, steps: &mut Steps) {
     let Some(block) = &facts.view.block else {
         return;
     };
+    let pool = facts.view.pool.as_ref();
+    if pool.is_some_and(|pool| is_pool_of_bridge(&pool.name)) {
+        let text = "never: the subnet of a bridge is known to its node only";
+        steps.push("advertised", Status::Info, text);
+        return;
+    }
     let (mut with, mut without) = (Vec::new(), Vec::new());
     for (name, why) in &facts.advertised {
         match why {
@@ -534,6 +553,14 @@ fn advertised(facts: &Facts, steps: &mut Steps) {
             Status::Ok,
             format!("{} is advertised to {with}{rest}", block.cidr),
         );
+    }
+}
+
+/// The bridge that the workload is on.
+fn bridge(facts: &Facts) -> Option<&str> {
+    match &facts.view.workload.as_ref()?.spec.attachment {
+        Attachment::Bridged { bridge, .. } => Some(bridge),
+        _ => None,
     }
 }
 

@@ -39,6 +39,11 @@ pub struct Subnet {
 /// Pools of bridges are named with this, which no configured pool's name can contain.
 const PREFIX_OF_POOLS: &str = "bridge:";
 
+/// Whether a pool of that name is the subnet of a bridge, which this node alone knows.
+pub fn is_pool_of_bridge(name: &str) -> bool {
+    name.starts_with(PREFIX_OF_POOLS)
+}
+
 impl Bridge {
     /// The allocator's pools, one for each subnet: all of it is this node's to claim.
     pub fn pools(&self) -> impl Iterator<Item = Pool> + '_ {

@@ -55,7 +55,7 @@ use dataplane::{
 };
 use ipnet::IpNet;
 
-pub use bridge::{Bridge, Subnet};
+pub use bridge::{Bridge, Subnet, is_pool_of_bridge};
 pub use error::{ConfigError, ConfigErrors};
 pub use selector::Selector;
 
@@ -471,9 +471,9 @@ struct Count(usize, &'static str);
 
 impl fmt::Display for Count {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.0, self.1.split_once(' ')) {
+        match (self.0, self.1.split_once(" of ")) {
             (1, _) => write!(f, "1 {}", self.1),
-            (count, Some((first, rest))) => write!(f, "{count} {first}s {rest}"),
+            (count, Some((first, rest))) => write!(f, "{count} {first}s of {rest}"),
             (count, None) => write!(f, "{count} {}s", self.1),
         }
     }

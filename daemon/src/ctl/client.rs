@@ -78,9 +78,9 @@ impl Error {
                     request
                         .field_violations
                         .iter()
-                        .map(|violation| format!("{}: {}", violation.field, violation.description))
                         // The message of a single violation says the same already.
-                        .filter(|line| !status.message().contains(line.as_str()))
+                        .filter(|violation| !status.message().contains(&violation.description))
+                        .map(|violation| format!("{}: {}", violation.field, violation.description))
                         .collect()
                 })
                 .unwrap_or_default(),
