@@ -4,6 +4,7 @@ pub mod api;
 pub mod config;
 pub mod ctl;
 pub mod fleet;
+pub mod heap;
 pub mod ipam;
 pub mod node;
 pub mod peers;

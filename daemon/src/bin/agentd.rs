@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use agentd::{
     config::{Config, LogFormat},
     fleet::migrate,
-    runtime,
+    heap, runtime,
     telemetry::log::{self, Format},
 };
 use clap::Parser;
@@ -39,6 +39,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
+    heap::set_up();
     let arguments = Arguments::parse();
     let read = Config::read(&arguments.config)
         .and_then(|text| Ok((Config::parse(&text, &arguments.config)?, text)));

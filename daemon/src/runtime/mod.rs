@@ -9,6 +9,7 @@
 
 mod carry;
 mod fleet;
+mod footprint;
 mod outbox;
 mod scrape;
 pub(crate) mod setup;

@@ -29,7 +29,10 @@ use bgp::driver::Update;
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::outbox::{Outbox, ToDataplane, ToSpeaker};
+use super::{
+    footprint::Footprint,
+    outbox::{Outbox, ToDataplane, ToSpeaker},
+};
 use crate::{
     api::Health,
     fleet,
@@ -127,6 +130,7 @@ pub(super) struct Task {
     fleet: Option<fleet::Handle>,
     /// Names of the peers that are Established.
     established: HashSet<String>,
+    footprint: Footprint,
 }
 
 impl Task {
@@ -159,6 +163,7 @@ impl Task {
             peers,
             fleet,
             established: HashSet::new(),
+            footprint: Footprint::default(),
         }
     }
 
@@ -181,6 +186,7 @@ impl Task {
                     "ready"
                 );
                 notify::ready(&self.status_line());
+                self.footprint.handle_ready(Instant::now());
             }
             if let Some(at) = stop_at
                 && (self.callers.is_empty() || at <= Instant::now())
@@ -193,7 +199,10 @@ impl Task {
             if !(self.callers.is_empty() && self.syncs.is_empty()) {
                 wake = Some(wake.map_or(swept + SWEEP, |at| at.min(swept + SWEEP)));
             }
-            wake = [wake, stop_at].into_iter().flatten().min();
+            wake = [wake, stop_at, self.footprint.poll_timeout()]
+                .into_iter()
+                .flatten()
+                .min();
             tokio::select! {
                 completion = inputs.completions.next() => {
                     let Some(completion) = completion else { return End::Lost("store") };
@@ -236,6 +245,9 @@ impl Task {
                     if swept + SWEEP <= now.instant {
                         swept = now.instant;
                         self.sweep();
+                    }
+                    if let Some(surplus) = self.footprint.handle_timeout(now.instant) {
+                        tokio::task::spawn_blocking(move || surplus.release());
                     }
                 }
                 _ = inputs.stop.changed(), if stop_at.is_none() => {

@@ -1,6 +1,6 @@
 //! What the dataplane, the speaker and the fleet report: told to the node, logged, counted.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Instant};
 
 use bgp::{
     driver::Update,
@@ -105,6 +105,7 @@ impl Task {
             Update::Routes(changes) => {
                 let count = u64::try_from(changes.len()).unwrap_or(u64::MAX);
                 self.metrics.route_changes.inc_by(count);
+                self.footprint.handle_routes(Instant::now(), changes.len());
                 self.node.handle_routes(changes);
             }
             Update::WatchNextHops { add, remove } => {
