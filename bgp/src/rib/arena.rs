@@ -1,6 +1,8 @@
 //! Storage with 32-bit indices in chunks of fixed size: growing copies nothing, and an index is
 //! half a pointer. Indices of removed values are reused.
 
+use super::ids::Ids;
+
 const CHUNK_BITS: u32 = 12;
 const CHUNK: usize = 1 << CHUNK_BITS;
 
@@ -10,7 +12,7 @@ pub(super) const NONE: u32 = u32::MAX;
 #[derive(Debug)]
 pub(super) struct Arena<T> {
     chunks: Vec<Vec<T>>,
-    free: Vec<u32>,
+    free: Ids,
     /// Indices ever given out.
     end: u32,
 }
@@ -19,7 +21,7 @@ impl<T> Arena<T> {
     pub(super) fn new() -> Self {
         Self {
             chunks: Vec::new(),
-            free: Vec::new(),
+            free: Ids::default(),
             end: 0,
         }
     }
@@ -46,7 +48,8 @@ impl<T> Arena<T> {
 
     /// The value stays in place until its index is given out again.
     pub(super) fn remove(&mut self, index: u32) {
-        self.free.push(index);
+        let fresh = self.free.insert(index);
+        debug_assert!(fresh, "a value is removed once");
     }
 
     /// Every index given out so far is below.

@@ -1,10 +1,6 @@
 //! The tables of one family and everything that keeps them in step with each other.
 
-use std::{
-    collections::{BTreeSet, VecDeque},
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use hashbrown::HashMap;
 use ipnet::IpNet;
@@ -13,6 +9,7 @@ use smallvec::SmallVec;
 use super::{
     export::ExportParameters,
     group::{Departure, Group},
+    ids::Ids,
     import::{Import, Within},
     interned::NO_ATTRIBUTES,
     prefix::Prefix,
@@ -26,9 +23,6 @@ use crate::{
     types::{Family, PeerId},
 };
 
-/// Places that a queue keeps when it runs empty; the rest of its memory is given back.
-pub(super) const KEPT: usize = 4096;
-
 /// Up to so many more-specific prefixes are looked up one by one when a prefix is originated.
 const ENUMERATED: u64 = 1024;
 
@@ -37,7 +31,7 @@ pub(super) struct FamilyRib<K> {
     pub(super) table: Table<K>,
     groups: Vec<Option<Group<K>>>,
     /// Prefixes whose forwarding may have changed.
-    forwarding: VecDeque<u32>,
+    forwarding: Ids,
     originated: HashMap<K, LocalRoute, foldhash::fast::RandomState>,
     /// How many originated prefixes there are of each length, of those that own what lies inside.
     originated_lengths: Vec<u32>,
@@ -54,7 +48,7 @@ impl<K: Prefix> FamilyRib<K> {
         Self {
             table: Table::new(),
             groups: Vec::new(),
-            forwarding: VecDeque::new(),
+            forwarding: Ids::default(),
             originated: HashMap::default(),
             originated_lengths: vec![0; usize::from(K::MAX_LENGTH) + 1],
             reassess_inside: Vec::new(),
@@ -69,7 +63,7 @@ impl<K: Prefix> FamilyRib<K> {
             let flags = &mut self.table.routes[route].flags;
             if *flags & FORWARDING_DIRTY == 0 {
                 *flags |= FORWARDING_DIRTY;
-                self.forwarding.push_back(route);
+                self.forwarding.insert(route);
             }
         }
         if outcome.best || outcome.paths {
@@ -447,7 +441,7 @@ impl<K: Prefix> FamilyRib<K> {
     }
 
     pub(super) fn poll_change(&mut self, shared: &mut Shared) -> Option<RouteChange> {
-        while let Some(route) = self.forwarding.pop_front() {
+        while let Some(route) = self.forwarding.pop() {
             self.table.routes[route].flags &= !FORWARDING_DIRTY;
             let mut next_hops: SmallVec<[NextHop; 4]> = SmallVec::new();
             for path in self.table.equal_paths(route) {
@@ -480,7 +474,6 @@ impl<K: Prefix> FamilyRib<K> {
                 return Some(RouteChange { prefix, next_hops });
             }
         }
-        self.forwarding.shrink_to(KEPT);
         None
     }
 

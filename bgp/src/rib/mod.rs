@@ -22,6 +22,7 @@ mod decision;
 mod export;
 mod family;
 mod group;
+mod ids;
 mod import;
 mod interned;
 mod outputs;

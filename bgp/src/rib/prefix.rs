@@ -32,33 +32,20 @@ pub(super) trait Prefix: Copy + Eq + Ord + Hash + Debug {
     }
 }
 
+/// Packed: 5 octets where 8 would be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C, packed)]
 pub(super) struct V4 {
     bits: u32,
     length: u8,
 }
 
-/// 20 octets where an address with its length as `u128` and `u8` would take 32.
+/// Packed: 17 octets where 32 would be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C, packed)]
 pub(super) struct V6 {
-    bits: [u32; 4],
+    bits: u128,
     length: u8,
-}
-
-impl V6 {
-    fn from_bits(bits: u128, length: u8) -> Self {
-        let word = |shift: u32| u32::try_from(bits >> shift & 0xffff_ffff).expect("32 bits");
-        Self {
-            bits: [word(96), word(64), word(32), word(0)],
-            length,
-        }
-    }
-
-    fn bits(self) -> u128 {
-        self.bits
-            .iter()
-            .fold(0, |bits, word| bits << 32 | u128::from(*word))
-    }
 }
 
 impl Prefix for V4 {
@@ -134,11 +121,15 @@ impl Prefix for V6 {
     const MAX_LENGTH: u8 = 128;
 
     fn new(net: Ipv6Net) -> Self {
-        Self::from_bits(net.addr().to_bits(), net.prefix_len()).truncate(net.prefix_len())
+        Self {
+            bits: net.addr().to_bits(),
+            length: net.prefix_len(),
+        }
+        .truncate(net.prefix_len())
     }
 
     fn net(self) -> Ipv6Net {
-        Ipv6Net::new_assert(Ipv6Addr::from_bits(self.bits()), self.length)
+        Ipv6Net::new_assert(Ipv6Addr::from_bits(self.bits), self.length)
     }
 
     fn from_ip_net(net: &IpNet) -> Option<Self> {
@@ -150,7 +141,10 @@ impl Prefix for V6 {
 
     fn from_address(address: IpAddr) -> Option<Self> {
         match address {
-            IpAddr::V6(address) => Some(Self::from_bits(address.to_bits(), 128)),
+            IpAddr::V6(address) => Some(Self {
+                bits: address.to_bits(),
+                length: 128,
+            }),
             IpAddr::V4(_) => None,
         }
     }
@@ -166,7 +160,10 @@ impl Prefix for V6 {
     fn truncate(self, length: u8) -> Self {
         let length = length.min(self.length);
         let mask = u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0);
-        Self::from_bits(self.bits() & mask, length)
+        Self {
+            bits: self.bits & mask,
+            length,
+        }
     }
 
     fn inside(self, length: u8, limit: u64) -> impl Iterator<Item = Self> {
@@ -174,7 +171,10 @@ impl Prefix for V6 {
         let step = 128 - u32::from(length);
         (0..count.min(limit)).map(move |index| {
             let offset = u128::from(index).checked_shl(step).unwrap_or(0);
-            Self::from_bits(self.bits() | offset, length)
+            Self {
+                bits: self.bits | offset,
+                length,
+            }
         })
     }
 }

@@ -13,7 +13,7 @@ use super::{
     arena::{Arena, NONE},
     decision::{Candidate, rank, select},
     interned::{NO_ATTRIBUTES, NO_NEXT_HOPS},
-    prefix::Prefix,
+    prefix::{Prefix, V4, V6},
     shared::{LOCAL, Shared},
     types::{Ineligible, PeerKind},
 };
@@ -38,6 +38,9 @@ pub(super) struct Route<K> {
     equal: u8,
     pub(super) flags: u8,
 }
+
+const _: () = assert!(size_of::<Route<V4>>() == 20);
+const _: () = assert!(size_of::<Route<V6>>() == 32);
 
 impl<K> Route<K> {
     pub(super) fn is_live(&self) -> bool {

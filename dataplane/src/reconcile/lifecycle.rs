@@ -196,7 +196,8 @@ impl Reconciler {
 
     /// Deletes whatever own routes lead to a link that is nobody's.
     pub(super) fn unroute_link(&mut self, index: u32) {
-        self.deletes.extend(self.table.to_link(index));
+        self.deletes
+            .extend(self.table.to_link(index).iter().copied());
     }
 
     pub(super) fn want<'a>(&'a self, state: &'a State) -> Want<'a> {

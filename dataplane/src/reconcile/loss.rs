@@ -4,7 +4,8 @@ use hashbrown::HashSet;
 
 use super::{
     Reconciler,
-    table::{Code, Hash, LINK, NONE, SPOILT},
+    queue::Queue,
+    table::{ALTERED, Code, Hash, LINK, NONE, SPOILT},
 };
 use crate::kernel::{NextHopKind, Target};
 
@@ -60,7 +61,10 @@ impl Reconciler {
 
     /// Own routes to nexthop objects of which the content fulfils a condition are gone.
     pub(super) fn lose_routes_where(&mut self, gone: impl Fn(Code) -> bool, spoilt: bool) {
-        let mut again = Vec::new();
+        let mut again = Queue::default();
+        let mut underlay = Vec::new();
+        let (next_hops, blackholes, host_routes) =
+            (&self.next_hops, &self.blackholes, &self.host_routes);
         #[cfg(test)]
         self.walked
             .set(self.walked.get() + self.table.iter().count());
@@ -71,11 +75,24 @@ impl Reconciler {
                     entry.flags |= SPOILT;
                 }
                 entry.seen = NONE;
-                again.push(prefix);
+                if prefix.prefix_len() == 0 || next_hops.is_inside(&prefix) {
+                    underlay.push(prefix);
+                }
+                if entry.learned != NONE
+                    || blackholes.contains_key(&prefix)
+                    || host_routes.contains_key(&prefix)
+                {
+                    again.push(prefix);
+                } else {
+                    // Withdrawn, mostly with all the others: nothing is left to be done.
+                    entry.flags &= !(SPOILT | ALTERED);
+                }
             }
         });
-        for prefix in again {
+        for prefix in underlay {
             self.note_underlay_route(&prefix);
+        }
+        while let Some(prefix) = again.pop() {
             self.queue(prefix);
         }
         self.table.prune();

@@ -18,7 +18,9 @@ mod lifecycle;
 mod loss;
 mod nexthops;
 mod observe;
+mod parted;
 mod plan;
+mod queue;
 mod reap;
 mod resolve;
 mod results;
@@ -53,6 +55,7 @@ use self::{
     lifecycle::State,
     nexthops::NextHops,
     plan::Round,
+    queue::Queue,
     reap::Reaper,
     retry::jitter,
     table::{DISCARD, Hash, NONE, Table},
@@ -183,8 +186,8 @@ pub struct Reconciler {
     read_inside: bool,
     to_read: VecDeque<Arc<str>>,
     to_write: VecDeque<Arc<str>>,
-    adds: VecDeque<IpNet>,
-    deletes: Vec<IpNet>,
+    adds: Queue,
+    deletes: Queue,
     route_reads: IndexSet<IpNet, Hash>,
     /// Routes that could not be read: looked at again after the next dump.
     unread: Vec<IpNet>,
@@ -292,8 +295,8 @@ impl Reconciler {
             read_inside: false,
             to_read: VecDeque::new(),
             to_write: VecDeque::new(),
-            adds: VecDeque::new(),
-            deletes: Vec::new(),
+            adds: Queue::default(),
+            deletes: Queue::default(),
             route_reads: IndexSet::default(),
             unread: Vec::new(),
             puzzling: HashSet::default(),

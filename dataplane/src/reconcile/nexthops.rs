@@ -91,6 +91,14 @@ pub(super) struct NextHops {
     next_id: u32,
 }
 
+impl NextHops {
+    /// Whether the prefix contains a next hop, so that its route may be the way there.
+    pub(super) fn is_inside(&self, prefix: &IpNet) -> bool {
+        let mut hops = self.hops.keys();
+        hops.any(|key| prefix.contains(&endpoint(key.via.address)))
+    }
+}
+
 impl Reconciler {
     /// Counts one more route with these next hops, and returns the id of their object. `hint` is
     /// what the route points to in the kernel now.
@@ -442,13 +450,7 @@ impl Reconciler {
 
     /// A route to this prefix changed: does it matter to any next hop?
     pub(super) fn note_underlay_route(&mut self, prefix: &ipnet::IpNet) {
-        if !self.resolve_dirty
-            && self
-                .next_hops
-                .hops
-                .keys()
-                .any(|key| prefix.contains(&endpoint(key.via.address)))
-        {
+        if !self.resolve_dirty && self.next_hops.is_inside(prefix) {
             self.resolve_dirty = true;
         }
         if prefix.prefix_len() == 0 {

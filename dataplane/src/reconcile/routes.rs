@@ -184,7 +184,7 @@ impl Reconciler {
         }
         let unwanted: HashSet<IpNet, Hash> = match synced {
             true => HashSet::default(),
-            false => self.deletes.iter().copied().collect(),
+            false => self.deletes.iter().collect(),
         };
         // A group need not be among them: one of an earlier run is nobody's until the sweep.
         let mut leads_there: HashMap<u32, Vec<u32>, Hash> =
@@ -232,7 +232,7 @@ impl Reconciler {
             })
             .collect();
         while batch.rest.len() < ROUTES_PER_BATCH {
-            let Some(prefix) = self.adds.pop_front() else {
+            let Some(prefix) = self.adds.pop() else {
                 break;
             };
             self.plan_route(prefix, &in_batch, batch);
@@ -240,9 +240,7 @@ impl Reconciler {
         if !self.adds.is_empty() {
             return;
         }
-        if self.adds.capacity() > 4 * ROUTES_PER_BATCH {
-            self.adds.shrink_to(ROUTES_PER_BATCH);
-        }
+        self.adds.shrink_to(ROUTES_PER_BATCH);
         // Make before break: replacements are done before anything is deleted.
         if batch
             .rest
@@ -334,14 +332,9 @@ impl Reconciler {
             let op = Op::DeleteNextHop { id: *id };
             batch.rest.push((op, Tag::DeleteNextHop(*id)));
         }
-        while batch.rest.len() < ROUTES_PER_BATCH && !self.deletes.is_empty() {
-            // Shuffled: the kernel deletes IPv4 routes in order of address three times slower. IPv6
-            // routes it deletes faster in order.
-            let at = match self.deletes.last() {
-                Some(IpNet::V6(_)) => self.deletes.len() - 1,
-                _ => self.rng.usize(..self.deletes.len()),
-            };
-            let prefix = self.deletes.swap_remove(at);
+        while batch.rest.len() < ROUTES_PER_BATCH
+            && let Some(prefix) = self.deletes.pop_to_delete(&mut self.rng)
+        {
             let entry = self.table.get(&prefix);
             let unwanted = matches!(self.wanted(&prefix, entry.learned), Wanted::Nothing);
             if !unwanted {
@@ -356,8 +349,8 @@ impl Reconciler {
                 batch.rest.push((op, Tag::Delete(prefix)));
             }
         }
-        if self.deletes.is_empty() && self.deletes.capacity() > 4 * ROUTES_PER_BATCH {
-            self.deletes = Vec::new();
+        if self.deletes.is_empty() {
+            self.deletes.shrink_to(ROUTES_PER_BATCH);
         }
         for ((prefix, metric), route) in &self.table.odd {
             let source = match route.protocol {
@@ -398,7 +391,7 @@ impl Reconciler {
             entry.flags |= QUEUED;
         });
         if fresh {
-            self.adds.push_back(prefix);
+            self.adds.push(prefix);
         }
     }
 

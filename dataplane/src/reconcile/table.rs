@@ -1,7 +1,8 @@
 //! The host's main routing table as last seen, with what is wanted of learned routes beside it.
 //!
 //! Own routes come by the hundred thousand, so each costs two words: their whole content is one of
-//! a few forms, which fit into a code. Foreign routes, usually a handful, are kept as they are.
+//! a few forms, which fit into a code. With prefix and flags an IPv4 route takes 14 octets, an IPv6
+//! route 26. Foreign routes, usually a handful, are kept as they are.
 
 use std::net::IpAddr;
 
@@ -9,6 +10,7 @@ use hashbrown::HashMap;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use smallvec::SmallVec;
 
+use super::parted::Parted;
 use crate::kernel::{PROTOCOL_AGENTD, PROTOCOL_AGENTD_BGP, Route, Target};
 
 pub(super) type Hash = foldhash::fast::RandomState;
@@ -49,6 +51,35 @@ impl Entry {
         self.learned == NONE && self.seen == NONE && self.flags & (QUEUED | SPOILT) == 0
     }
 }
+
+/// An entry as it is stored: without the gaps that alignment would make beside a prefix.
+#[derive(Clone, Copy, Debug, Default)]
+struct Packed {
+    learned: [u8; 4],
+    seen: [u8; 4],
+    flags: u8,
+}
+
+impl Packed {
+    fn new(entry: Entry) -> Self {
+        Self {
+            learned: entry.learned.to_ne_bytes(),
+            seen: entry.seen.to_ne_bytes(),
+            flags: entry.flags,
+        }
+    }
+
+    fn entry(self) -> Entry {
+        Entry {
+            learned: Code::from_ne_bytes(self.learned),
+            seen: Code::from_ne_bytes(self.seen),
+            flags: self.flags,
+        }
+    }
+}
+
+const _: () = assert!(size_of::<(Ipv4Net, Packed)>() == 14);
+const _: () = assert!(size_of::<(Ipv6Net, Packed)>() == 26);
 
 /// Metric with which we write routes: what the kernel makes of "none given".
 pub(super) fn own_metric(prefix: &IpNet) -> u32 {
@@ -104,8 +135,8 @@ pub(super) fn route_of(prefix: IpNet, code: Code) -> Route {
 
 #[derive(Debug)]
 pub(super) struct Table {
-    v4: HashMap<Ipv4Net, Entry, Hash>,
-    v6: HashMap<Ipv6Net, Entry, Hash>,
+    v4: Parted<Ipv4Net, Packed>,
+    v6: Parted<Ipv6Net, Packed>,
     /// Own routes on our key whose content is `OTHER`.
     pub(super) other: HashMap<IpNet, Route, Hash>,
     /// Own routes with a metric that we never use.
@@ -129,8 +160,8 @@ fn lengths() -> [Vec<u32>; 2] {
 impl Table {
     pub(super) fn new() -> Self {
         Self {
-            v4: HashMap::default(),
-            v6: HashMap::default(),
+            v4: Parted::new(),
+            v6: Parted::new(),
             other: HashMap::default(),
             odd: HashMap::default(),
             foreign: HashMap::default(),
@@ -141,44 +172,29 @@ impl Table {
     }
 
     pub(super) fn get(&self, prefix: &IpNet) -> Entry {
-        match prefix {
-            IpNet::V4(net) => self.v4.get(net).copied(),
-            IpNet::V6(net) => self.v6.get(net).copied(),
-        }
-        .unwrap_or_default()
+        let found = match prefix {
+            IpNet::V4(net) => self.v4.get(net),
+            IpNet::V6(net) => self.v6.get(net),
+        };
+        found.map_or_else(Entry::default, |packed| packed.entry())
     }
 
     /// Changes an entry, making or dropping it as needed, and returns it as it is afterwards.
     pub(super) fn update(&mut self, prefix: &IpNet, change: impl FnOnce(&mut Entry)) -> Entry {
-        let lengths = &mut self.own_lengths[family(prefix)];
-        macro_rules! update {
-            ($map:expr, $net:expr) => {{
-                match $map.entry(*$net) {
-                    hashbrown::hash_map::Entry::Occupied(mut slot) => {
-                        change(slot.get_mut());
-                        let entry = *slot.get();
-                        if entry.is_empty() {
-                            slot.remove();
-                            lengths[usize::from(prefix.prefix_len())] -= 1;
-                        }
-                        entry
-                    }
-                    hashbrown::hash_map::Entry::Vacant(slot) => {
-                        let mut entry = Entry::default();
-                        change(&mut entry);
-                        if !entry.is_empty() {
-                            slot.insert(entry);
-                            lengths[usize::from(prefix.prefix_len())] += 1;
-                        }
-                        entry
-                    }
-                }
-            }};
-        }
-        match prefix {
-            IpNet::V4(net) => update!(self.v4, net),
-            IpNet::V6(net) => update!(self.v6, net),
-        }
+        let mut after = Entry::default();
+        let set = |packed: &mut Packed| {
+            after = packed.entry();
+            change(&mut after);
+            *packed = Packed::new(after);
+        };
+        let keep = |packed: &Packed| !packed.entry().is_empty();
+        let more = match prefix {
+            IpNet::V4(net) => self.v4.update(*net, set, keep),
+            IpNet::V6(net) => self.v6.update(*net, set, keep),
+        };
+        let count = &mut self.own_lengths[family(prefix)][usize::from(prefix.prefix_len())];
+        *count = count.wrapping_add_signed(more);
+        after
     }
 
     pub(super) fn set_seen(&mut self, prefix: &IpNet, code: Code) {
@@ -239,43 +255,43 @@ impl Table {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (IpNet, Entry)> + '_ {
-        let v4 = self.v4.iter().map(|(net, entry)| (IpNet::V4(*net), *entry));
-        let v6 = self.v6.iter().map(|(net, entry)| (IpNet::V6(*net), *entry));
+        let v4 = self
+            .v4
+            .iter()
+            .map(|(net, packed)| (IpNet::V4(*net), packed.entry()));
+        let v6 = self
+            .v6
+            .iter()
+            .map(|(net, packed)| (IpNet::V6(*net), packed.entry()));
         v4.chain(v6)
     }
 
     pub(super) fn for_each(&mut self, mut change: impl FnMut(IpNet, &mut Entry)) {
-        for (net, entry) in &mut self.v4 {
-            change(IpNet::V4(*net), entry);
+        let mut change = |net, packed: &mut Packed| {
+            let mut entry = packed.entry();
+            change(net, &mut entry);
+            *packed = Packed::new(entry);
+        };
+        for (net, packed) in self.v4.iter_mut() {
+            change(IpNet::V4(net), packed);
         }
-        for (net, entry) in &mut self.v6 {
-            change(IpNet::V6(*net), entry);
+        for (net, packed) in self.v6.iter_mut() {
+            change(IpNet::V6(net), packed);
         }
     }
 
     /// Drops entries that [`for_each`](Self::for_each) emptied.
     pub(super) fn prune(&mut self) {
         let [v4, v6] = &mut self.own_lengths;
-        self.v4.retain(|net, entry| {
-            let keep = !entry.is_empty();
-            if !keep {
-                v4[usize::from(net.prefix_len())] -= 1;
-            }
+        let keep = |packed: &Packed, count: &mut u32| {
+            let keep = !packed.entry().is_empty();
+            *count -= u32::from(!keep);
             keep
-        });
-        self.v6.retain(|net, entry| {
-            let keep = !entry.is_empty();
-            if !keep {
-                v6[usize::from(net.prefix_len())] -= 1;
-            }
-            keep
-        });
-        if self.v4.len() * 4 < self.v4.capacity() {
-            self.v4.shrink_to(self.v4.len() * 2);
-        }
-        if self.v6.len() * 4 < self.v6.capacity() {
-            self.v6.shrink_to(self.v6.len() * 2);
-        }
+        };
+        self.v4
+            .retain(|net, packed| keep(packed, &mut v4[usize::from(net.prefix_len())]));
+        self.v6
+            .retain(|net, packed| keep(packed, &mut v6[usize::from(net.prefix_len())]));
     }
 
     pub(super) fn clear_foreign(&mut self) {

@@ -3,16 +3,16 @@
 use smallvec::SmallVec;
 
 use super::{DIRTY, Group, batch::Change, catch_up, paths::Paths};
-use crate::rib::{family::KEPT, outputs::NOT_SENT, prefix::Prefix, shared::Shared, table::Table};
+use crate::rib::{outputs::NOT_SENT, prefix::Prefix, shared::Shared, table::Table};
 
 impl<K: Prefix> Group<K> {
     /// Works out what the members are to have for the dirty prefixes (a bounded number of them),
     /// and what is to be sent for it.
     pub(super) fn evaluate(&mut self, table: &mut Table<K>, shared: &mut Shared) {
         let step = shared.limits.step;
-        let mut changes: Vec<Change> = Vec::with_capacity(self.dirty.len().min(step));
+        let mut changes: Vec<Change> = Vec::new();
         while changes.len() < step {
-            let Some(route) = self.dirty.pop_front() else {
+            let Some(route) = self.dirty.pop() else {
                 break;
             };
             let new = self.wanted(table, shared, route);
@@ -53,9 +53,6 @@ impl<K: Prefix> Group<K> {
             } else if change.old == NOT_SENT {
                 self.advertised += 1;
             }
-        }
-        if self.dirty.is_empty() {
-            self.dirty.shrink_to(KEPT);
         }
         self.tell_members_apart(table, &changes);
         for member in &mut self.members {

@@ -34,6 +34,7 @@ use smallvec::SmallVec;
 use super::{
     arena::Words,
     export::ExportParameters,
+    ids::Ids,
     outputs::{NOT_SENT, Outputs},
     prefix::Prefix,
     shared::Shared,
@@ -103,7 +104,7 @@ pub(super) struct Group<K> {
     /// `paths`; and `DIRTY`. A word that is not 0 pins.
     words: Words,
     paths: Option<PathSets>,
-    dirty: VecDeque<u32>,
+    dirty: Ids,
     outputs: Outputs,
     batches: VecDeque<Batch>,
     /// Number of the first batch still kept.
@@ -121,7 +122,7 @@ impl<K: Prefix> Group<K> {
             parameters,
             members: Vec::new(),
             words: Words::default(),
-            dirty: VecDeque::new(),
+            dirty: Ids::default(),
             outputs: Outputs::new(),
             batches: VecDeque::new(),
             first_batch: 0,
@@ -240,7 +241,7 @@ impl<K: Prefix> Group<K> {
         }
         *word |= DIRTY;
         let first = self.dirty.is_empty();
-        self.dirty.push_back(route);
+        self.dirty.insert(route);
         if first {
             for member in &self.members {
                 shared.notify(member.slot);
