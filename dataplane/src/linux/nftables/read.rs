@@ -19,6 +19,7 @@ use crate::filter::{
 };
 
 const NLA_F_NESTED: u16 = 0x8000;
+const NF_ACCEPT: u32 = 1;
 /// nfgenmsg.
 const HEADER_LENGTH: usize = 4;
 
@@ -69,7 +70,7 @@ impl Lane {
             .collect();
         let mut missing: Vec<&str> = own.iter().map(|chain| chain.name).collect();
         self.dump(kind::GET_CHAIN, family, &[], |attributes| {
-            // NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, NFTA_CHAIN_HOOK.
+            // NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY.
             if string(attributes, 1) != Some(TABLE) {
                 return;
             }
@@ -81,7 +82,9 @@ impl Lane {
             missing.retain(|missing| *missing != name);
             let expected = encode::bytes::<ChainAttribute>(&encode::chain_attributes(chain));
             let hooked = value(attributes, 4).is_some();
-            if !agree(&expected, attributes) || hooked != chain.hook.is_some() {
+            // What the kernel makes of a chain without one.
+            let accepts = number(attributes, 5).is_none_or(|policy| policy == NF_ACCEPT);
+            if !agree(&expected, attributes) || hooked != chain.hook.is_some() || !accepts {
                 snapshot.wrong.push(format!("chain {name} was changed"));
             }
         })?;
