@@ -369,6 +369,14 @@ pub enum Change {
     Netconf {
         index: u32,
     },
+    /// Somebody wrote a file below /proc/sys/net. In which namespace is not known: it may be another
+    /// parameter of that name.
+    Sysctl {
+        /// Below /proc/sys.
+        path: String,
+        /// What it has since; `None`: it could not be read.
+        value: Option<String>,
+    },
 }
 
 /// What the kernel answered to one [`Op`].

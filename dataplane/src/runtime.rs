@@ -8,6 +8,7 @@
 //! | commands | [`COMMANDS`] | the caller waits |
 //! | events | [`EVENTS`] lists, then [`EVENT_BACKLOG`] events | no commands are taken until the daemon reads |
 //! | kernel's changes | the socket's buffer | the kernel drops them: everything is read again |
+//! | writes to /proc/sys | fanotify's queue | likewise |
 //!
 //! The filter table has a core and a driver of its own ([`filtering`]), so that a slow transaction
 //! there holds up no route. A workload is reported when both are done with it.
@@ -30,7 +31,7 @@ use crate::{
     desired::{Event, FilterSettings, Object, ObjectId, Source, Via},
     filter::ForwardDrop,
     kernel::{OpError, OpResult, Query, Snapshot},
-    linux::{ChangeEvent, Changes, Counts, Kernel, OpenError, nftables},
+    linux::{ChangeEvent, Changes, Counts, Kernel, OpenError, Writes, nftables},
     reconcile::{
         BatchId, Config, KernelRoute, Lookup, NextHopView, ObjectStatus, Output, QueryId,
         Reconciler, Status,
@@ -208,6 +209,19 @@ impl Events {
 pub fn spawn(config: Config) -> Result<(Handle, Events, JoinHandle<()>), OpenError> {
     let (kernel, changes) = Kernel::open()?;
     let (filtering, filter_changes) = Filtering::open()?;
+    let writes = Writes::open()
+        .inspect_err(|error| {
+            tracing::warn!(
+                %error,
+                "kernel parameters of which netlink does not tell are repaired by the audit only"
+            );
+        })
+        .ok();
+    let heard = Heard {
+        changes,
+        filter_changes,
+        writes,
+    };
     let (commands, receiver) = mpsc::channel(COMMANDS);
     let (sender, lists) = mpsc::channel(EVENTS);
     let task = Task {
@@ -218,8 +232,16 @@ pub fn spawn(config: Config) -> Result<(Handle, Events, JoinHandle<()>), OpenErr
         filtering,
         events: Vec::new(),
     };
-    let join = tokio::spawn(task.run(changes, filter_changes, receiver, sender));
+    let join = tokio::spawn(task.run(heard, receiver, sender));
     Ok((Handle { commands }, Events { lists }, join))
+}
+
+/// What tells of changes by others.
+struct Heard {
+    changes: Changes,
+    filter_changes: nftables::Changes,
+    /// `None`: not permitted here.
+    writes: Option<Writes>,
 }
 
 type Answer = (QueryId, Result<Snapshot, OpError>);
@@ -243,12 +265,16 @@ enum Next {
 impl Task {
     async fn run(
         mut self,
-        mut changes: Changes,
-        mut filter_changes: nftables::Changes,
+        heard: Heard,
         mut commands: mpsc::Receiver<Command>,
         events: mpsc::Sender<Vec<Event>>,
     ) {
         let mut taken = Vec::with_capacity(TAKEN_TOGETHER);
+        let Heard {
+            mut changes,
+            mut filter_changes,
+            mut writes,
+        } = heard;
         let mut hearing = true;
         let mut hearing_filter = true;
         loop {
@@ -296,6 +322,10 @@ impl Task {
                 heard = filter_changes.next(), if hearing_filter => match heard {
                     Some(heard) => self.filtering.handle_change(heard),
                     None => hearing_filter = false,
+                },
+                written = next_write(&mut writes) => match written {
+                    Some(event) => self.hear(Instant::now(), event),
+                    None => writes = None,
                 },
                 count = commands.recv_many(&mut taken, TAKEN_TOGETHER),
                     if self.events.len() < EVENT_BACKLOG =>
@@ -396,6 +426,14 @@ impl Task {
             }
         }
         self.filtering.carry_out(&mut self.events);
+    }
+}
+
+/// Waits for ever where they cannot be heard.
+async fn next_write(writes: &mut Option<Writes>) -> Option<ChangeEvent> {
+    match writes {
+        Some(writes) => writes.next().await,
+        None => std::future::pending().await,
     }
 }
 

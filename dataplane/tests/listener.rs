@@ -6,13 +6,13 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Workload, ip, on_a_host, ops::*};
+use common::{Workload, ip, on_a_host, ops::*, run};
 use dataplane::{
     kernel::{
         Change, NextHop, NextHopKind, Op, PROTOCOL_AGENTD, PROTOCOL_AGENTD_BGP, Place, Route,
         Target,
     },
-    linux::{ChangeEvent, Kernel},
+    linux::{ChangeEvent, Kernel, Writes},
 };
 use ipnet::IpNet;
 
@@ -215,5 +215,41 @@ fn a_namespace_without_a_link_of_ours_is_read() {
             *place == inside && matches!(change, Change::Link(link) if link.mtu == 1234)
         })
         .await;
+    });
+}
+
+#[test]
+fn parameters_that_others_write_are_heard_by_name_and_value_and_own_writes_are_not() {
+    on_a_host(|| async {
+        ip("link add agtone type veth peer name agttwo");
+        let mut writes = Writes::open().unwrap();
+        // This process writes as the agent does.
+        std::fs::write("/proc/sys/net/ipv6/conf/agtone/accept_ra", "0").unwrap();
+        run("sysctl", "-qw net.ipv6.conf.agtone.accept_ra=2");
+        let workload = Workload::new();
+        workload.ip("link set lo up");
+        let name = workload.netns().path;
+        let name = name.file_name().unwrap().to_str().unwrap().to_owned();
+        ip(&format!(
+            "netns exec {name} sysctl -qw net.ipv6.conf.lo.accept_dad=1"
+        ));
+        let mut heard = Vec::new();
+        let patience = tokio::time::Instant::now() + Duration::from_secs(20);
+        // Other tests of this machine write, too.
+        while heard.len() < 2 {
+            let event = tokio::time::timeout_at(patience, writes.next()).await;
+            let Ok(Some(ChangeEvent::Change(Place::Host, Change::Sysctl { path, value }))) = event
+            else {
+                panic!("{event:?} after {heard:?}");
+            };
+            if path.contains("agtone") || (path.ends_with("lo/accept_dad") && heard.len() == 1) {
+                heard.push((path, value.unwrap()));
+            }
+        }
+        let expected = [
+            ("net/ipv6/conf/agtone/accept_ra".to_owned(), "2".to_owned()),
+            ("net/ipv6/conf/lo/accept_dad".to_owned(), "1".to_owned()),
+        ];
+        assert_eq!(heard, expected);
     });
 }

@@ -53,6 +53,12 @@ agentctl status
 agentctl workload add w1 --netns /run/netns/w1
 ip netns exec w1 ping -q -c 2 -i 0.05 192.168.26.11
 ip netns exec w1 ping -q -c 2 -i 0.05 fd00:26::11
+
+# Of this parameter only fanotify tells, which the unit has to permit.
+link=$(ip -oneline link show | grep -om 1 'agt[0-9a-f]*')
+parameter=/proc/sys/net/ipv6/conf/$link/accept_ra
+echo 2 >"$parameter"
+wait_for "accept_ra as before" grep -qx 0 "$parameter"
 before=$(routes)
 grep -q 'proto agentd scope link' <<<"$before" || fail "routes: $before"
 grep -q 'blackhole 10.244.1.0/26 proto agentd' <<<"$before" || fail "routes: $before"

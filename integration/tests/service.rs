@@ -78,6 +78,7 @@ fn boot(root: &Path, job: &Path) -> Result<(i32, String)> {
     let script = "mkdir -p /run/systemd/nspawn && mount -t tmpfs tmpfs /run/systemd/nspawn && \
                   exec systemd-nspawn --quiet --machine=\"agentd-$$\" --register=no --keep-unit \
                   --private-network --capability=CAP_NET_ADMIN --console=pipe --volatile=overlay \
+                  --system-call-filter='fanotify_init fanotify_mark' \
                   --bind=\"$2:/job\" --directory=\"$1\" --boot";
     let mut command = Command::new("timeout");
     command

@@ -5,6 +5,7 @@
 //!   apply ──► channel ──► writer thread ──► one send of many messages ──► kernel
 //!   query ──► channel ──► reader thread ──► gets and dumps            ◄─► kernel
 //!   changes ◄───────────  multicast socket (BPF filter inside the kernel) ◄─ kernel
+//!   writes  ◄───────────  fanotify on /proc/sys                           ◄─ kernel
 //! ```
 //!
 //! * Netlink requests are carried out inside `send`, under the kernel's RTNL lock, so more writers do
@@ -33,6 +34,7 @@ mod tap;
 #[cfg(test)]
 mod tests;
 mod write;
+mod written;
 
 use std::{
     io,
@@ -47,7 +49,7 @@ use std::{
 use hashbrown::HashMap;
 use tokio::sync::oneshot;
 
-pub use self::{listener::Changes, read::interrupted_dumps};
+pub use self::{listener::Changes, read::interrupted_dumps, written::Writes};
 use self::{
     netns::Home,
     pipe::Pipe,

@@ -7,6 +7,7 @@
 //! * `nexthops`, `resolve`, `loss`: kernel nexthop objects, where they lead, and what goes with them.
 //! * `tunnel`: tunnels to other nodes; `tunnel_observe`, `tunnel_plan`, `tunnel_view`: the parts of
 //!   notifications, plan and results, and views about them.
+//! * `written`: kernel parameters that somebody wrote.
 //! * `plan`: what is written and read next; `routes`: the part about routes and nexthop objects;
 //!   `results`: what the answers mean; `retry`: what waits for time to pass; `reap`: links to be
 //!   deleted together.
@@ -35,6 +36,7 @@ mod tunnel_plan;
 mod tunnel_view;
 mod values;
 pub mod view;
+mod written;
 
 use std::{
     collections::{BTreeSet, VecDeque},

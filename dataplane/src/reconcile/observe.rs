@@ -382,6 +382,7 @@ impl Reconciler {
                 }
             }
             Change::Fdb(_) | Change::FdbDeleted(_) => self.tunnel_changed(&change),
+            Change::Sysctl { path, value } => self.sysctl_written(&path, value.as_deref()),
             // Of all interfaces.
             Change::Netconf { index: 0 } => self.read_globals = true,
             Change::Netconf { index } => {

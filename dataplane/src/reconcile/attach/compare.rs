@@ -301,6 +301,8 @@ impl Want<'_> {
                 !has_neighbour(&self.inside_neighbours(), neighbour)
             }
             Change::Netconf { index } => *index != self.peer_index,
+            // Told as one of the host, whatever the namespace.
+            Change::Sysctl { .. } => true,
         }
     }
 }

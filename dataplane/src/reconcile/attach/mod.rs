@@ -309,7 +309,7 @@ impl<'a> Want<'a> {
     }
 
     /// In the order in which they are to be written.
-    fn host_sysctls(&self) -> Vec<(String, &'static str)> {
+    pub(super) fn host_sysctls(&self) -> Vec<(String, &'static str)> {
         match self.kind() {
             Way::Routed(_) => self.routed_sysctls(),
             Way::Tap(_) => self.tap_sysctls(),
@@ -356,7 +356,7 @@ impl<'a> Want<'a> {
     /// the end of a routed workload needs no more: it makes no link-local address, so there is
     /// nothing to be detected twice, and it neither asks for router advertisements nor could have
     /// any but from the host.
-    fn inside_sysctls(&self) -> Vec<(String, &'static str)> {
+    pub(super) fn inside_sysctls(&self) -> Vec<(String, &'static str)> {
         let Some(interface) = self.spec.interface() else {
             return Vec::new();
         };

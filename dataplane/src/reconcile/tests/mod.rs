@@ -9,6 +9,7 @@ mod learned;
 mod properties;
 mod tunnels;
 mod workloads;
+mod written;
 
 use std::{
     net::IpAddr,
