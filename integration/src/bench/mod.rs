@@ -1,6 +1,7 @@
 //! What the measuring programs share.
 //!
-//! * [`netlink`]: raw rtnetlink in large batches: the kernel's limit beside every figure
+//! * [`netlink`]: raw netlink in large batches: the kernel's limit beside every figure
+//! * [`ruleset`]: the agent's nftables tables as raw netlink shows them
 //! * [`attach`]: workloads through the API, and through raw netlink
 //! * [`injector`]: a BGP speaker that sends pre-encoded routes, with an encoder of its own so that
 //!   it is a witness and not a mirror of the library under test
@@ -36,6 +37,7 @@ pub mod rest;
 pub mod results;
 pub mod rival;
 pub mod routes;
+pub mod ruleset;
 pub mod scale;
 pub mod spoilings;
 

@@ -135,11 +135,20 @@ fn error_number(payload: &[u8]) -> i32 {
 
 impl Socket {
     pub fn open() -> Result<Self> {
+        Self::of(SockProtocol::NetlinkRoute)
+    }
+
+    /// For nftables.
+    pub fn open_netfilter() -> Result<Self> {
+        Self::of(SockProtocol::NetlinkNetFilter)
+    }
+
+    fn of(protocol: SockProtocol) -> Result<Self> {
         let fd = socket(
             AddressFamily::Netlink,
             SockType::Raw,
             SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkRoute,
+            protocol,
         )?;
         setsockopt(&fd, sockopt::SndBufForce, &(64 << 20))?;
         setsockopt(&fd, sockopt::RcvBufForce, &(64 << 20))?;

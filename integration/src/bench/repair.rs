@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::netlink::Socket;
+use super::ruleset;
 use super::spoilings::Scene;
 use crate::lab::Lab;
 use crate::lab::netns::Netns;
@@ -40,8 +41,8 @@ pub enum Look {
     Nexthops,
     /// A file, such as a sysctl.
     File(PathBuf),
-    /// The table of the agent, as `nft` lists it.
-    Table,
+    /// The nftables tables of the agent.
+    Tables,
 }
 
 /// A way to spoil an object.
@@ -118,7 +119,7 @@ const fn shape(look: &Look) -> Option<Shape> {
             fixed_kept: &[0, 2],
             kept: &[1, 2, 4, 6],
         },
-        Look::File(_) | Look::Table => return None,
+        Look::File(_) | Look::Tables => return None,
     })
 }
 
@@ -156,34 +157,41 @@ impl Witness<'_> {
             (Look::File(path), _) => {
                 seen.push(std::fs::read(path).with_context(|| path.display().to_string())?)
             }
-            (Look::Table, _) => {
-                // Counters of rules and sets are no difference.
-                let output = std::process::Command::new("nft")
-                    .args(["--stateless", "list", "table", "inet", "agentd"])
-                    .output()?;
-                seen.push(output.stdout);
+            (Look::Tables, _) => {
+                seen = again(&mut self.socket, ruleset::read, Socket::open_netfilter)?
             }
             (look, Some(shape)) => {
-                // An interrupted dump is taken again.
-                for attempt in 0.. {
-                    seen.clear();
-                    let result = self.socket.dump(shape.kind, shape.request, |payload| {
+                let dump = |socket: &mut Socket| {
+                    let mut seen = Vec::new();
+                    socket.dump(shape.kind, shape.request, |payload| {
                         if matters(look, payload) {
                             seen.push(essence(&shape, payload));
                         }
-                    });
-                    match result {
-                        Err(error) if attempt == 100 => return Err(error),
-                        Err(_) => self.socket = Socket::open()?,
-                        Ok(()) => break,
-                    }
-                }
+                    })?;
+                    Ok(seen)
+                };
+                seen = again(&mut self.socket, dump, Socket::open)?;
                 seen.sort();
             }
             (_, None) => bail!("nothing to look at"),
         }
         Ok(seen)
     }
+}
+
+/// Reads, and reads again where a change interrupted it.
+fn again<T>(
+    socket: &mut Socket,
+    read: impl Fn(&mut Socket) -> Result<T>,
+    open: impl Fn() -> Result<Socket>,
+) -> Result<T> {
+    for _ in 0..100 {
+        match read(socket) {
+            Ok(seen) => return Ok(seen),
+            Err(_) => *socket = open()?,
+        }
+    }
+    read(socket)
 }
 
 /// Whether a neighbour message has an NDA_DST.
@@ -223,7 +231,10 @@ pub fn measure(spoiling: &Spoiling) -> Result<Option<Duration>> {
     namespace.enter(|| -> Result<_> {
         let mut witness = Witness {
             look: &spoiling.look,
-            socket: Socket::open()?,
+            socket: match spoiling.look {
+                Look::Tables => Socket::open_netfilter()?,
+                _ => Socket::open()?,
+            },
         };
         let before = witness.see()?;
         let (spoilt, ended) = thread::scope(|scope| -> Result<_> {

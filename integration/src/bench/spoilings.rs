@@ -168,18 +168,9 @@ pub fn scene(lab: &Lab) -> Result<Scene> {
     routes(&mut list, &node, &local, (&learned4, &learned6))?;
     links(&mut list, &node, &local, &bridged, &tap)?;
     inside(&mut list, &local, &app, &bridged, &alone)?;
-    sysctls(&mut list, &node, &local);
+    sysctls(&mut list, &node, &local, &app);
     tunnels(&mut list, &node)?;
-    list.of(
-        "nftables table",
-        "nftables",
-        &node,
-        Look::Table,
-        "nftables changed by others",
-    )
-    .by("deleted", "nft delete table inet agentd")
-    .by("rules flushed", "nft flush table inet agentd")
-    .by("chain deleted", "nft flush chain inet agentd source");
+    tables(&mut list, &node);
     Ok(Scene {
         nodes,
         spoilings: list.0,
@@ -441,8 +432,8 @@ fn inside(
     Ok(())
 }
 
-/// Those of which the kernel tells when they change; others wait for the audit.
-fn sysctls(list: &mut List, node: &Netns, local: &Workload) {
+/// First those of which the kernel tells by RTM_NEWNETCONF, then others.
+fn sysctls(list: &mut List, node: &Netns, local: &Workload, app: &Netns) {
     let link = &local.answer.host_interface;
     for (object, name) in [
         (
@@ -479,16 +470,100 @@ fn sysctls(list: &mut List, node: &Netns, local: &Workload) {
             "net/ipv6/conf/all/forwarding".to_owned(),
         ),
     ] {
-        let path = PathBuf::from("/proc/sys").join(&name);
-        list.of(
-            object,
-            "sysctl",
-            node,
-            Look::File(path),
-            format!("sysctl {name}"),
-        )
-        .by("altered", format!("sysctl -qw {name}=0"));
+        sysctl(list, object, node, &name, "0");
     }
+    for (object, key, value) in [
+        ("sysctl, accept_ra", "ipv6/conf/IF/accept_ra", "2"),
+        ("sysctl, accept_dad", "ipv6/conf/IF/accept_dad", "1"),
+        ("sysctl, disable_ipv6", "ipv6/conf/IF/disable_ipv6", "1"),
+        ("sysctl, route_localnet", "ipv4/conf/IF/route_localnet", "1"),
+        ("sysctl, proxy_delay", "ipv4/neigh/IF/proxy_delay", "80"),
+    ] {
+        let name = format!("net/{}", key.replace("IF", link));
+        sysctl(list, object, node, &name, value);
+    }
+    for (object, place, name, value) in [
+        (
+            "sysctl of a bridge, accept_ra",
+            node,
+            "net/ipv6/conf/apps0/accept_ra",
+            "2",
+        ),
+        (
+            "sysctl of a tunnel, accept_ra",
+            node,
+            "net/ipv6/conf/agentd.vxlan/accept_ra",
+            "2",
+        ),
+        (
+            "sysctl of a bridged workload, accept_dad",
+            app,
+            "net/ipv6/conf/eth0/accept_dad",
+            "1",
+        ),
+        (
+            "sysctl of a bridged workload, accept_ra",
+            app,
+            "net/ipv6/conf/eth0/accept_ra",
+            "1",
+        ),
+    ] {
+        sysctl(list, object, place, name, value);
+    }
+}
+
+fn sysctl(list: &mut List, object: &'static str, place: &Netns, name: &str, value: &str) {
+    let path = PathBuf::from("/proc/sys").join(name);
+    let said = format!("sysctl {name}");
+    list.of(object, "sysctl", place, Look::File(path), said)
+        .by("altered", format!("sysctl -qw {name}={value}"));
+}
+
+fn of_tables<'a>(list: &'a mut List, object: &'static str, node: &'a Netns) -> Of<'a> {
+    let said = "nftables changed by others";
+    list.of(object, "nftables", node, Look::Tables, said)
+}
+
+fn tables(list: &mut List, node: &Netns) {
+    of_tables(list, "nftables table", node)
+        .by("deleted", "nft delete table inet agentd")
+        .by("all tables flushed", "nft flush ruleset")
+        .by("rules flushed", "nft flush table inet agentd")
+        .by(
+            "switched off",
+            "nft add table inet agentd { flags dormant; }",
+        );
+    of_tables(list, "nftables table of bridges", node)
+        .by("deleted", "nft delete table bridge agentd")
+        .by("rules flushed", "nft flush table bridge agentd");
+    of_tables(list, "nftables chain", node)
+        .by("flushed", "nft flush chain inet agentd source")
+        .by("deleted", "nft delete chain inet agentd postrouting")
+        .by(
+            "policy altered",
+            "nft add chain inet agentd postrouting \
+             { type nat hook postrouting priority 100; policy drop; }",
+        )
+        .by("added", "nft add chain inet agentd other")
+        .by("rule inserted", "nft insert rule inet agentd source accept")
+        .by("rule added", "nft add rule inet agentd hairpin accept");
+    of_tables(list, "nftables set", node)
+        .by("flushed", "nft flush set inet agentd inside4")
+        .by("added", "nft add set inet agentd other { type mark; }")
+        .by(
+            "element added",
+            "nft add element inet agentd inside4 { 192.0.2.0/24 }",
+        )
+        .by(
+            "element deleted",
+            "nft delete element inet agentd bridged4 { 172.30.0.0/24 }",
+        )
+        .by(
+            "map's element added",
+            "nft add element inet agentd any-ports4 { tcp . 7 : 192.0.2.1 . 7 }",
+        );
+    of_tables(list, "nftables set of bridges", node)
+        .by("flushed", "nft flush set bridge agentd member-mac");
 }
 
 fn tunnels(list: &mut List, node: &Netns) -> Result<()> {
