@@ -16,6 +16,7 @@
 mod filtering;
 
 use std::{
+    collections::VecDeque,
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -227,7 +228,7 @@ pub fn spawn(config: Config) -> Result<(Handle, Events, JoinHandle<()>), OpenErr
     let task = Task {
         reconciler: Reconciler::new(config, Instant::now()),
         kernel,
-        batch: None,
+        batches: VecDeque::new(),
         queries: FuturesUnordered::new(),
         filtering,
         events: Vec::new(),
@@ -249,8 +250,8 @@ type Answer = (QueryId, Result<Snapshot, OpError>);
 struct Task {
     reconciler: Reconciler,
     kernel: Kernel,
-    /// The batch on its way.
-    batch: Option<BoxFuture<'static, (BatchId, Vec<OpResult>)>>,
+    /// The batches on their way, in order.
+    batches: VecDeque<BoxFuture<'static, (BatchId, Vec<OpResult>)>>,
     queries: FuturesUnordered<BoxFuture<'static, Answer>>,
     filtering: Filtering,
     /// Not yet taken by the daemon.
@@ -288,8 +289,8 @@ impl Task {
             .min()
             .unwrap_or_else(|| Instant::now() + FAR);
             tokio::select! {
-                (id, results) = next_of(&mut self.batch) => {
-                    self.batch = None;
+                (id, results) = first_of(&mut self.batches) => {
+                    self.batches.pop_front();
                     // Some effects of own writes are heard. What is read next has them: heard only
                     // then, they would have everything read once more.
                     let now = Instant::now();
@@ -416,7 +417,8 @@ impl Task {
             match output {
                 Output::Apply { id, ops } => {
                     let results = self.kernel.apply(ops);
-                    self.batch = Some(async move { (id, results.await) }.boxed());
+                    self.batches
+                        .push_back(async move { (id, results.await) }.boxed());
                 }
                 Output::Query { id, query } => {
                     let answer = self.kernel.query(query);
@@ -438,8 +440,8 @@ async fn next_write(writes: &mut Option<Writes>) -> Option<ChangeEvent> {
 }
 
 /// Waits for ever where there is none.
-async fn next_of<T>(slot: &mut Option<BoxFuture<'static, T>>) -> T {
-    match slot {
+async fn first_of<T>(list: &mut VecDeque<BoxFuture<'static, T>>) -> T {
+    match list.front_mut() {
         Some(future) => future.await,
         None => std::future::pending().await,
     }

@@ -56,7 +56,7 @@ use self::{
     attach::{Spec, bridge_key},
     lifecycle::State,
     nexthops::NextHops,
-    plan::Round,
+    plan::{Round, Sent},
     queue::Queue,
     reap::Reaper,
     retry::jitter,
@@ -207,6 +207,8 @@ pub struct Reconciler {
     mtu_dirty: bool,
     sweeps: Vec<(Source, usize)>,
     round: Round,
+    /// Carried out after the batch that is the round.
+    ahead: Option<Sent>,
     read_next: bool,
 
     // What waits for time to pass.
@@ -311,6 +313,7 @@ impl Reconciler {
             mtu_dirty: false,
             sweeps: Vec::new(),
             round: Round::None,
+            ahead: None,
             read_next: false,
             failures: HashMap::default(),
             retries: BTreeSet::new(),
@@ -562,7 +565,13 @@ impl Reconciler {
     pub fn handle_results(&mut self, now: Instant, id: BatchId, results: Vec<OpResult>) {
         self.now = now;
         match std::mem::take(&mut self.round) {
-            Round::Apply { id: of, tags } if of == id => self.finish_apply(tags, results),
+            Round::Apply(sent) if sent.id == id => {
+                if let Some(next) = self.ahead.take() {
+                    self.round = Round::Apply(next);
+                    self.read_next = true;
+                }
+                self.finish_apply(sent.tags, results);
+            }
             other => self.round = other,
         }
     }

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::{
     Reconciler,
     resolve::is_usable,
-    table::{ALTERED, MAIN, MET, NONE, SPOILT, is_own},
+    table::{ALTERED, Code, MAIN, MET, NONE, SPOILT, WRITING, is_own},
     values::{GLOBAL_SYSCTLS, is_address, is_own_link, what},
 };
 use crate::{
@@ -195,7 +195,7 @@ impl Reconciler {
             return;
         }
         let prefix = route.prefix;
-        let before = self.table.get(&prefix).seen;
+        let before = self.note_overlap(&prefix);
         let own = is_own(route.protocol);
         self.see_route(route);
         if own {
@@ -211,6 +211,16 @@ impl Reconciler {
         } else if self.is_failing_route(&prefix) {
             self.queue(prefix);
         }
+    }
+
+    /// What stands at a prefix, by what is known. Of a change that meets a write of ours it is not
+    /// known which of the two came last.
+    fn note_overlap(&mut self, prefix: &IpNet) -> Code {
+        let entry = self.table.get(prefix);
+        if entry.flags & WRITING != 0 {
+            self.route_reads.insert(*prefix);
+        }
+        entry.seen
     }
 
     fn route_gone(&mut self, route: &Route) {
@@ -238,7 +248,7 @@ impl Reconciler {
             self.table.odd.remove(&(prefix, route.metric));
             return;
         }
-        let before = self.table.get(&prefix).seen;
+        let before = self.note_overlap(&prefix);
         if before != NONE && before == super::table::code_of(route) {
             self.table.set_seen(&prefix, NONE);
             self.spoil(prefix, before);

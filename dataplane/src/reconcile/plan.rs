@@ -2,6 +2,8 @@
 //!
 //! At most one round is under way: either one batch of operations, or some queries. So what a query
 //! reads is never older than a write, and nothing is planned on what a batch is about to change.
+//! Behind a batch of nothing but routes one more may wait, of other routes only, so that the kernel
+//! has something to do while the answers to the first are dealt with and the next is planned.
 //!
 //! Order inside a batch: links, tunnels among them, their host side, their inside, routes to them;
 //! then nexthop objects
@@ -30,7 +32,7 @@ use crate::{
 /// Workloads that one round writes or reads.
 const WORKLOADS_PER_ROUND: usize = 32;
 /// Route operations in one batch.
-pub(super) const ROUTES_PER_BATCH: usize = 4096;
+pub(super) const ROUTES_PER_BATCH: usize = 2048;
 /// Routes that one query looks up.
 const ROUTES_PER_QUERY: usize = 1024;
 
@@ -38,14 +40,29 @@ const ROUTES_PER_QUERY: usize = 1024;
 pub(super) enum Round {
     #[default]
     None,
-    Apply {
-        id: BatchId,
-        tags: Vec<Tag>,
-    },
+    Apply(Sent),
     Query {
         waiting: BTreeMap<u64, Asked>,
         readings: HashMap<Arc<str>, Reading, Hash>,
     },
+}
+
+/// A batch on its way.
+#[derive(Debug)]
+pub(super) struct Sent {
+    pub(super) id: BatchId,
+    pub(super) tags: Vec<Tag>,
+    content: Content,
+}
+
+/// What a batch consists of, as far as it decides what may wait behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    /// Routes that are added or replaced.
+    Routes,
+    /// Single routes that are deleted.
+    Deletes,
+    Other,
 }
 
 /// What an operation of a batch was for.
@@ -89,13 +106,29 @@ impl Batch {
     fn len(&self) -> usize {
         self.create.len() + self.host.len() + self.inside.len() + self.rest.len()
     }
+
+    fn content(&self) -> Content {
+        if self.rest.len() != self.len() {
+            return Content::Other;
+        }
+        let mut tags = self.rest.iter().map(|(_, tag)| tag);
+        if tags.clone().all(|tag| matches!(tag, Tag::Route(..))) {
+            Content::Routes
+        } else if tags.all(|tag| matches!(tag, Tag::Delete(..))) {
+            Content::Deletes
+        } else {
+            Content::Other
+        }
+    }
 }
 
 impl Reconciler {
     /// Starts the next round if none is under way and there is something to do.
     pub(super) fn start_round(&mut self) {
-        if !matches!(self.round, Round::None) {
-            return;
+        match &self.round {
+            Round::None => {}
+            Round::Apply(Sent { content, .. }) => return self.start_ahead(*content),
+            Round::Query { .. } => return,
         }
         if self.refresh {
             self.refresh = false;
@@ -254,7 +287,41 @@ impl Reconciler {
         batch.len() != 0 && self.send(batch)
     }
 
+    /// Plans what waits behind a batch. Whatever needs to know how that one ends has to wait until
+    /// it has ended: changes of nexthop objects, which are deleted only when all routes have left them,
+    /// and all that is to be read.
+    fn start_ahead(&mut self, under_way: Content) {
+        let waits = under_way == Content::Other
+            || self.ahead.is_some()
+            || self.refresh
+            || self.read_globals
+            || !self.to_read.is_empty()
+            || !self.to_write.is_empty()
+            || !self.global_writes.is_empty()
+            || !self.route_reads.is_empty()
+            || !self.next_hops.dirty.is_empty();
+        if waits {
+            return;
+        }
+        let mut batch = Batch::default();
+        if under_way == Content::Routes {
+            self.plan_adds(&[], &mut batch);
+        } else if self.adds.is_empty() && !self.objects_may_go() {
+            self.plan_single_deletes(&[], &mut batch);
+        }
+        if batch.len() != 0 {
+            self.ahead = Some(self.hand_over(batch));
+        }
+    }
+
     fn send(&mut self, batch: Batch) -> bool {
+        self.round = Round::Apply(self.hand_over(batch));
+        self.read_next = true;
+        true
+    }
+
+    fn hand_over(&mut self, batch: Batch) -> Sent {
+        let content = batch.content();
         let count = batch.len();
         let mut ops = Vec::with_capacity(count);
         let mut tags = Vec::with_capacity(count);
@@ -267,10 +334,8 @@ impl Reconciler {
         self.writes += count as u64;
         self.last_id += 1;
         let id = BatchId(self.last_id);
-        self.round = Round::Apply { id, tags };
         self.outbox.push_back(Output::Apply { id, ops });
-        self.read_next = true;
-        true
+        Sent { id, tags, content }
     }
 
     fn plan_workload(&mut self, id: &Arc<str>, batch: &mut Batch) {

@@ -174,9 +174,14 @@ impl Reconciler {
     }
 
     fn route_written(&mut self, prefix: IpNet, code: Code, result: OpResult) {
+        let now = result.is_ok().then_some(code);
+        self.table.written(&prefix, now);
         match result {
+            // Its object went meanwhile, and took the route along or did not.
+            Ok(()) if is_object(code) && !self.object_stands(code) => {
+                self.route_reads.insert(prefix);
+            }
             Ok(()) => {
-                self.table.set_seen(&prefix, code);
                 if !self.puzzling.is_empty() {
                     self.puzzling.remove(&prefix);
                 }
@@ -207,9 +212,10 @@ impl Reconciler {
     }
 
     fn route_deleted(&mut self, prefix: IpNet, result: OpResult) {
+        let now = result.is_ok().then_some(NONE);
+        self.table.written(&prefix, now);
         match result {
             Ok(()) => {
-                self.table.set_seen(&prefix, NONE);
                 self.settle_gone(prefix);
                 // It may be wanted again by now.
                 self.queue(prefix);

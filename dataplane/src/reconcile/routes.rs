@@ -10,7 +10,8 @@ use super::{
     lifecycle::Stage,
     plan::{Batch, ROUTES_PER_BATCH, Tag},
     table::{
-        ALTERED, BLACKHOLE, Code, Hash, LINK, NONE, OTHER, QUEUED, SPOILT, is_object, route_of,
+        ALTERED, BLACKHOLE, Code, Entry, Hash, LINK, NONE, OTHER, QUEUED, SPOILT, WRITING,
+        is_object, route_of,
     },
     values::{single, what},
 };
@@ -231,16 +232,10 @@ impl Reconciler {
                 _ => None,
             })
             .collect();
-        while batch.rest.len() < ROUTES_PER_BATCH {
-            let Some(prefix) = self.adds.pop() else {
-                break;
-            };
-            self.plan_route(prefix, &in_batch, batch);
-        }
+        self.plan_adds(&in_batch, batch);
         if !self.adds.is_empty() {
             return;
         }
-        self.adds.shrink_to(ROUTES_PER_BATCH);
         // Make before break: replacements are done before anything is deleted.
         if batch
             .rest
@@ -252,8 +247,41 @@ impl Reconciler {
         self.plan_deletes(batch);
     }
 
-    fn plan_route(&mut self, prefix: IpNet, in_batch: &[u32], batch: &mut Batch) {
-        let entry = self.table.update(&prefix, |entry| entry.flags &= !QUEUED);
+    /// Routes that are to be added or replaced, as many as a batch has room for, but for those that
+    /// are on their way already.
+    pub(super) fn plan_adds(&mut self, in_batch: &[u32], batch: &mut Batch) {
+        let mut later = Vec::new();
+        while batch.rest.len() < ROUTES_PER_BATCH {
+            let Some(prefix) = self.adds.pop() else {
+                break;
+            };
+            let mut writing = false;
+            let entry = self.table.update(&prefix, |entry| {
+                writing = entry.flags & WRITING != 0;
+                if !writing {
+                    entry.flags = entry.flags & !QUEUED | WRITING;
+                }
+            });
+            if writing {
+                later.push(prefix);
+            } else if !self.plan_route(prefix, entry, in_batch, batch) {
+                self.table.update(&prefix, |entry| entry.flags &= !WRITING);
+            }
+        }
+        self.adds.extend(later);
+        if self.adds.is_empty() {
+            self.adds.shrink_to(ROUTES_PER_BATCH);
+        }
+    }
+
+    /// Returns whether the route takes part in the batch.
+    fn plan_route(
+        &mut self,
+        prefix: IpNet,
+        entry: Entry,
+        in_batch: &[u32],
+        batch: &mut Batch,
+    ) -> bool {
         match self.wanted(&prefix, entry.learned) {
             Wanted::Workload(id) => {
                 // One that is on its way, or that failed, looks at its routes by itself.
@@ -277,14 +305,18 @@ impl Reconciler {
             Wanted::Code(code) => {
                 if is_object(code) && !self.object_stands(code) && !in_batch.contains(&code) {
                     self.next_hops.held.insert(code);
-                    return;
+                    return false;
                 }
                 match self.route_op(prefix, code) {
-                    Some(op) => batch.rest.push((op, Tag::Route(prefix, code))),
+                    Some(op) => {
+                        batch.rest.push((op, Tag::Route(prefix, code)));
+                        return true;
+                    }
                     None => self.conflict(prefix),
                 }
             }
         }
+        false
     }
 
     pub(super) fn route_object(&self, prefix: IpNet) -> ObjectId {
@@ -332,26 +364,7 @@ impl Reconciler {
             let op = Op::DeleteNextHop { id: *id };
             batch.rest.push((op, Tag::DeleteNextHop(*id)));
         }
-        while batch.rest.len() < ROUTES_PER_BATCH
-            && let Some(prefix) = self.deletes.pop_to_delete(&mut self.rng)
-        {
-            let entry = self.table.get(&prefix);
-            let unwanted = matches!(self.wanted(&prefix, entry.learned), Wanted::Nothing);
-            if !unwanted {
-                self.queue(prefix);
-            } else if entry.seen == NONE {
-                self.settle_gone(prefix);
-            } else if !retired.contains(&entry.seen)
-                && let Some(route) = self.own_route(&prefix)
-            {
-                let place = Place::Host;
-                let op = Op::DeleteRoute { place, route };
-                batch.rest.push((op, Tag::Delete(prefix)));
-            }
-        }
-        if self.deletes.is_empty() {
-            self.deletes.shrink_to(ROUTES_PER_BATCH);
-        }
+        self.plan_single_deletes(&retired, batch);
         for ((prefix, metric), route) in &self.table.odd {
             let source = match route.protocol {
                 PROTOCOL_AGENTD_BGP => Source::Bgp,
@@ -365,6 +378,40 @@ impl Reconciler {
                 let tag = Tag::DeleteOdd(*prefix, *metric);
                 batch.rest.push((op, tag));
             }
+        }
+    }
+
+    /// Whether objects are to be deleted next, maybe with many routes that are to go.
+    pub(super) fn objects_may_go(&self) -> bool {
+        !(self.next_hops.idle.is_empty() && self.next_hops.retired.is_empty())
+    }
+
+    /// Routes that nobody wants, but for those that go with one of these objects.
+    pub(super) fn plan_single_deletes(&mut self, retired: &[u32], batch: &mut Batch) {
+        let mut later = Vec::new();
+        while batch.rest.len() < ROUTES_PER_BATCH
+            && let Some(prefix) = self.deletes.pop_to_delete(&mut self.rng)
+        {
+            let entry = self.table.get(&prefix);
+            let unwanted = matches!(self.wanted(&prefix, entry.learned), Wanted::Nothing);
+            if entry.flags & WRITING != 0 {
+                later.push(prefix);
+            } else if !unwanted {
+                self.queue(prefix);
+            } else if entry.seen == NONE {
+                self.settle_gone(prefix);
+            } else if !retired.contains(&entry.seen)
+                && let Some(route) = self.own_route(&prefix)
+            {
+                let place = Place::Host;
+                let op = Op::DeleteRoute { place, route };
+                batch.rest.push((op, Tag::Delete(prefix)));
+                self.table.update(&prefix, |entry| entry.flags |= WRITING);
+            }
+        }
+        self.deletes.extend(later);
+        if self.deletes.is_empty() {
+            self.deletes.shrink_to(ROUTES_PER_BATCH);
         }
     }
 

@@ -30,6 +30,8 @@ pub(super) const LINK: Code = 0x8000_0000;
 
 /// In one of the queues.
 pub(super) const QUEUED: u8 = 1;
+/// By a batch that is under way.
+pub(super) const WRITING: u8 = 16;
 /// Met in the dump that is being read.
 pub(super) const MET: u8 = 2;
 /// The route was as wanted, and somebody changed it.
@@ -48,7 +50,7 @@ pub(super) struct Entry {
 
 impl Entry {
     fn is_empty(self) -> bool {
-        self.learned == NONE && self.seen == NONE && self.flags & (QUEUED | SPOILT) == 0
+        self.learned == NONE && self.seen == NONE && self.flags & (QUEUED | SPOILT | WRITING) == 0
     }
 }
 
@@ -205,6 +207,20 @@ impl Table {
         });
         self.relink(prefix, before, code);
         if code != OTHER {
+            self.other.remove(prefix);
+        }
+    }
+
+    /// A batch has ended. `code` is what stands there now; `None`: what stood there before.
+    pub(super) fn written(&mut self, prefix: &IpNet, code: Option<Code>) {
+        let mut before = NONE;
+        let after = self.update(prefix, |entry| {
+            before = entry.seen;
+            entry.seen = code.unwrap_or(before);
+            entry.flags &= !WRITING;
+        });
+        self.relink(prefix, before, after.seen);
+        if after.seen != OTHER && !self.other.is_empty() {
             self.other.remove(prefix);
         }
     }

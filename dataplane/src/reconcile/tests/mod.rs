@@ -1,6 +1,7 @@
 //! The reconciler against the kernel in memory.
 #![allow(clippy::unwrap_used)]
 
+mod ahead;
 mod audit;
 mod blackhole;
 mod bridges;

@@ -4,7 +4,7 @@
 
 mod checks;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::*;
 use crate::{
@@ -32,6 +32,8 @@ struct Chaos {
     overtaken: bool,
     /// So did what the kernel has.
     told: bool,
+    /// Batches on their way, in order; with results once they were carried out.
+    under_way: VecDeque<(BatchId, Vec<Op>, Option<Vec<OpResult>>)>,
 }
 
 /// What carries no mark of ours.
@@ -113,6 +115,7 @@ impl Chaos {
             wanted: BTreeMap::new(),
             overtaken: false,
             told: false,
+            under_way: VecDeque::new(),
         };
         // As the daemon does first of all.
         chaos.want(Object::Tunnels(Box::default()));
@@ -253,7 +256,7 @@ impl Chaos {
         for mut route in concerned {
             let limit = self.rng.usize(..3);
             self.run(limit);
-            self.overtaken |= !self.world.reconciler.outbox.is_empty();
+            self.overtaken |= self.is_planned();
             let left = route.next_hops.iter().filter(|hop| **hop != via);
             route.next_hops = left.copied().collect();
             let id = ObjectId::Route(route.prefix);
@@ -396,31 +399,62 @@ impl Chaos {
                 && let Some((place, change)) = self.world.kernel.changes.pop_front()
             {
                 let now = self.world.now;
-                let planned = !self.world.reconciler.outbox.is_empty();
+                let planned = self.is_planned();
                 self.overtaken |= planned;
                 self.told |= planned;
                 self.world.reconciler.handle_change(now, place, change);
             }
             let now = self.world.now;
+            if self.rng.bool() && self.go_on() {
+                continue;
+            }
             match self.world.reconciler.poll_output() {
                 Some(Output::Event(_)) => {}
-                Some(Output::Apply { id, ops }) => {
-                    let mut missing = Missing::default();
-                    let checked = ops.iter().map(|op| self.checked(&mut missing, op));
-                    let results = checked.collect();
-                    (self.overtaken, self.told) = (false, false);
-                    self.world.batches.push(ops);
-                    self.world.reconciler.handle_results(now, id, results);
-                }
+                Some(Output::Apply { id, ops }) => self.under_way.push_back((id, ops, None)),
                 Some(Output::Query { id, query }) => {
+                    assert!(self.under_way.is_empty(), "read before it is written");
                     let answer = self.world.kernel.query(&query);
                     self.world.reconciler.handle_snapshot(now, id, answer);
                 }
+                None if self.go_on() => {}
                 None if self.world.kernel.changes.is_empty() => return true,
                 None => {}
             }
         }
         false
+    }
+
+    /// A batch is to be carried out.
+    fn is_planned(&self) -> bool {
+        let under_way = self.under_way.iter();
+        let waits = under_way.filter(|(_, _, results)| results.is_none());
+        waits.count() > 0 || !self.world.reconciler.outbox.is_empty()
+    }
+
+    /// The next batch is carried out, or the reconciler learns what became of the first.
+    fn go_on(&mut self) -> bool {
+        let next = self.under_way.iter().position(|(_, _, r)| r.is_none());
+        let answered = next != Some(0) && !self.under_way.is_empty();
+        if answered && (next.is_none() || self.rng.bool()) {
+            if let Some((id, _, Some(results))) = self.under_way.pop_front() {
+                let now = self.world.now;
+                self.world.reconciler.handle_results(now, id, results);
+            }
+            return true;
+        }
+        let Some(at) = next else {
+            return false;
+        };
+        let ops = std::mem::take(&mut self.under_way[at].1);
+        let mut missing = Missing::default();
+        let checked = ops.iter().map(|op| self.checked(&mut missing, op));
+        let results = checked.collect();
+        self.world.batches.push(ops);
+        self.under_way[at].2 = Some(results);
+        if !self.is_planned() {
+            (self.overtaken, self.told) = (false, false);
+        }
+        true
     }
 
     fn checked(&mut self, missing: &mut Missing, op: &Op) -> Result<(), OpError> {
@@ -482,8 +516,7 @@ impl Chaos {
 
     fn step(&mut self) {
         let now = self.world.now;
-        let planned = !self.world.reconciler.outbox.is_empty();
-        self.overtaken |= planned;
+        self.overtaken |= self.is_planned();
         match self.rng.u8(..20) {
             0..=6 => {
                 let object = self.object();
@@ -538,6 +571,7 @@ impl Chaos {
 
     fn restart(&mut self) {
         self.world.kernel.changes.clear();
+        self.under_way.clear();
         self.world.reconciler = Reconciler::new(config(), self.world.now);
         (self.overtaken, self.told) = (false, false);
         let now = self.world.now;
