@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 const WORDS: usize = 64;
 /// Indices of a page.
 const PAGE_BITS: u32 = 12;
+const PAGE_MASK: u32 = (1 << PAGE_BITS) - 1;
 
 #[derive(Debug)]
 struct Page {
@@ -65,7 +66,8 @@ impl Ids {
             Box::new(Page {
                 words: [0; WORDS],
                 count: 0,
-                next: 0,
+                // A single index is found at once.
+                next: id & PAGE_MASK,
             })
         });
         let word = &mut page.words[(id >> 6) as usize % WORDS];
