@@ -53,9 +53,11 @@ pub struct Figures {
     /// From `kill -9` and the start of the next process until it is ready with nothing pending.
     pub restart: Duration,
     pub resident_kib: u64,
+    /// How long as many deletes took with no other workloads there, and nothing else to do.
+    pub deletes_alone: Duration,
     /// Adds by one client while many workloads are deleted by others at once.
     pub adds_amid_deletes: Vec<Duration>,
-    /// How long the deletes took.
+    /// How long those deletes took.
     pub deletes: Duration,
 }
 
@@ -68,8 +70,8 @@ pub fn agent(lab: &Lab) -> Result<Agent> {
     Ok(agent)
 }
 
-/// Adds `count` workloads one by one, restarts the agent, and deletes `deletes` of them at once while
-/// `more` are added.
+/// Adds `deletes` workloads and deletes them at once; then adds `count` workloads one by one, restarts
+/// the agent, and deletes `deletes` of them at once while `more` are added.
 pub fn run(lab: &Lab, count: usize, deletes: usize, more: usize) -> Result<Figures> {
     let namespaces = Namespaces::new(lab, count + more)?;
     let (first, later) = namespaces.all().split_at(count);
@@ -78,6 +80,11 @@ pub fn run(lab: &Lab, count: usize, deletes: usize, more: usize) -> Result<Figur
     let agent = agent(lab)?;
     let runtime = tokio::runtime::Runtime::new()?;
     let pid = agent.process()?.pid();
+    let deletes_alone = runtime.block_on(async {
+        attach::add(&agent.socket(), deleted, 1).await?;
+        delete(&agent.socket(), deleted).await
+    })?;
+    at_rest(&agent, Instant::now())?;
     let (mut adds, mut processor) = (Vec::with_capacity(count), Vec::new());
     for part in first.chunks(PART) {
         let before = super::routes::processor_time(pid)?;
@@ -103,6 +110,7 @@ pub fn run(lab: &Lab, count: usize, deletes: usize, more: usize) -> Result<Figur
         processor,
         restart,
         resident_kib,
+        deletes_alone,
         adds_amid_deletes: amid.each,
         deletes,
     })
@@ -124,6 +132,8 @@ fn restart(agent: &Agent, workloads: usize) -> Result<Duration> {
 /// Workloads by raw netlink, one by one, and all gone again.
 fn limit(lab: &Lab, namespaces: &[Netns]) -> Result<Vec<Duration>> {
     let host = lab.namespace("raw")?;
+    // Without one, the kernel looks for an address at all links for each IPv4 route.
+    host.ip(["address", "add", "192.0.2.1/32", "dev", "lo"])?;
     let times = attach::raw_add_all(&host, namespaces)?;
     attach::raw_delete_all(&host, namespaces.len())?;
     lab.delete_namespace(&host)?;
