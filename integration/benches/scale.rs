@@ -52,7 +52,7 @@ fn main() -> Result<()> {
     record("delete-rate", "agentd", &[rate(figures.deletes_alone)])?;
     let mut page = Page::new(
         "Many workloads",
-        "Workloads are added and deleted by 32 clients as fast as they can; then one client adds \
+        "Workloads are added, and deleted by 32 clients as fast as they can; then one client adds \
          workloads one by one; then the agent is killed and started again; then 32 clients delete a \
          part of them as fast as they can while one goes on adding. Processor time \
          is the agent's for one add, with what the kernel does on its behalf. \"Limit\" is the p50 of \

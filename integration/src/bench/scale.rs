@@ -84,7 +84,7 @@ pub fn run(lab: &Lab, count: usize, deletes: usize, more: usize) -> Result<Figur
         attach::add(&agent.socket(), deleted, 1).await?;
         delete(&agent.socket(), deleted).await
     })?;
-    at_rest(&agent, Instant::now())?;
+    reaped(&agent)?;
     let (mut adds, mut processor) = (Vec::with_capacity(count), Vec::new());
     for part in first.chunks(PART) {
         let before = super::routes::processor_time(pid)?;
@@ -114,6 +114,17 @@ pub fn run(lab: &Lab, count: usize, deletes: usize, more: usize) -> Result<Figur
         adds_amid_deletes: amid.each,
         deletes,
     })
+}
+
+/// Waits until the links of deleted workloads are gone, of which nobody else has to wait.
+fn reaped(agent: &Agent) -> Result<()> {
+    let start = Instant::now();
+    while agent.namespace().show("ip -brief link")?.contains("agt") {
+        ensure!(start.elapsed() < PATIENCE, "links are left");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    at_rest(agent, start)?;
+    Ok(())
 }
 
 /// From `kill -9` and the start of the next process until it is ready with nothing pending.
