@@ -450,6 +450,7 @@ fn attach(number: u32, netns: &Netns) -> Vec<Op> {
         peer_index: 2,
         peer_mac,
         master: None,
+        deaf: true,
     }))];
     for (key, value) in [
         ("ipv4/conf/NAME/proxy_arp", "1"),

@@ -139,6 +139,10 @@ pub struct CreateVeth {
     pub peer_mac: [u8; 6],
     /// Index of the bridge that the host's end is a port of.
     pub master: Option<u32>,
+    /// The host's end hears no IPv6 multicast: the kernel's own route to ff00::/8 at that link is
+    /// taken away once the link is up, as far as that is possible. Without such routes a link costs
+    /// the same however many there are.
+    pub deaf: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

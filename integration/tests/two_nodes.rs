@@ -209,7 +209,7 @@ fn host_side_is_as_documented(node: &Netns, workload: &Workload) -> Result<()> {
         "{link}"
     );
     let address = node.show(&format!("ip -6 address show dev {name}"))?;
-    ensure!(address.contains("fe80::ecee:eeff:feee:eeee"), "{address}");
+    ensure!(!address.contains("fe80"), "{address}");
     for (key, value) in [
         (format!("net.ipv4.conf.{name}.proxy_arp"), "1"),
         (format!("net.ipv4.neigh.{name}.proxy_delay"), "0"),

@@ -4,7 +4,7 @@
 //! the same step, or vanishes when the agent dies in between, or is recognised without its alias
 //! (see `reconcile::values`).
 
-use std::fs::File;
+use std::{fs::File, net::Ipv6Addr};
 
 use hashbrown::HashMap;
 use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
@@ -96,6 +96,35 @@ impl<'a> Run<'_, 'a> {
         );
         encoder.end_nest(family);
         encoder.end_nest(specification);
+        encoder.end();
+    }
+
+    /// Takes away the kernel's route to ff00::/8 at a link. The kernel makes one for each link that
+    /// comes up, all in one list, which it walks for every new one.
+    pub(super) fn deafen(&mut self, index: usize, link: u32) {
+        if !self.answers.is_ok(index) {
+            return;
+        }
+        // It does so when it is told of the carrier, which may be later; asking for a link waits
+        // for that.
+        let sequence = self.pipe.next_tolerant(index, ANY);
+        let encoder = &mut self.pipe.encoder;
+        encoder.begin_link(kind::GET_LINK, 0, sequence, link);
+        encoder.u32(attribute::IFLA_EXT_MASK, attribute::RTEXT_FILTER_SKIP_STATS);
+        encoder.end();
+        // Nothing depends on it: one that is there, or comes back, costs time only.
+        let sequence = self.pipe.next_tolerant(index, ANY);
+        let mut header = [0; 12];
+        header[0] = AF_INET6;
+        header[1] = 8;
+        header[4] = libc::RT_TABLE_LOCAL;
+        header[6] = libc::RT_SCOPE_NOWHERE;
+        header[7] = libc::RTN_MULTICAST;
+        let encoder = &mut self.pipe.encoder;
+        encoder.begin(kind::DELETE_ROUTE, 0, sequence, &header);
+        let groups = Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0);
+        encoder.address(attribute::RTA_DST, groups.into());
+        encoder.u32(attribute::RTA_OIF, link);
         encoder.end();
     }
 

@@ -105,6 +105,13 @@ impl Writer {
             namespaces: &self.0.namespaces,
         };
         run.host(&host, &mut files);
+        let deaf: Vec<(usize, u32)> = host
+            .iter()
+            .filter_map(|index| match ops.get(*index) {
+                Some(Op::CreateVeth(veth)) if veth.deaf => Some((*index, veth.index)),
+                _ => None,
+            })
+            .collect();
         for (netns, list) in inside {
             let file = match files.remove(netns) {
                 Some(file) => Ok(file),
@@ -136,6 +143,19 @@ impl Writer {
                 }
             }
         }
+        // They have their carrier now.
+        let mut run = Run {
+            socket: &socket,
+            folders: None,
+            pipe: &mut self.0.pipe,
+            answers,
+            links,
+            namespaces: &self.0.namespaces,
+        };
+        for (index, link) in deaf {
+            run.deafen(index, link);
+        }
+        run.flush();
     }
 }
 

@@ -209,6 +209,7 @@ impl Reconciler {
             peer_index: state.peer,
             bridge: bridge.map(|(bridge, _)| bridge),
             master: bridge.and_then(|(_, index)| index),
+            link_local: !self.has_ipv6,
         }
     }
 

@@ -161,6 +161,8 @@ pub struct Reconciler {
     /// The node's own addresses, as last told; may have changed.
     addresses_told: Option<Vec<IpAddr>>,
     addresses_dirty: bool,
+    /// One of them is an IPv6 address.
+    has_ipv6: bool,
 
     // What is wanted. Learned routes are in the table.
     workloads: HashMap<Arc<str>, State, Hash>,
@@ -282,6 +284,7 @@ impl Reconciler {
             last_mtu_told: None,
             addresses_told: None,
             addresses_dirty: false,
+            has_ipv6: false,
             workloads: HashMap::default(),
             host_routes: HashMap::default(),
             by_host_name: HashMap::default(),

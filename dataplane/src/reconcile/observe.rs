@@ -303,6 +303,15 @@ impl Reconciler {
         }
     }
 
+    fn look_at_workloads(&mut self) {
+        #[cfg(test)]
+        self.walked.set(self.walked.get() + self.workloads.len());
+        let all: Vec<Arc<str>> = self.workloads.keys().cloned().collect();
+        for id in all {
+            self.read_again(&id, false);
+        }
+    }
+
     /// Tells the addresses of the node itself, if they are others than before.
     pub(super) fn tell_addresses(&mut self) {
         if !std::mem::take(&mut self.addresses_dirty) {
@@ -327,6 +336,11 @@ impl Reconciler {
         });
         all.sort_unstable();
         all.dedup();
+        let had_ipv6 = std::mem::replace(&mut self.has_ipv6, all.iter().any(IpAddr::is_ipv6));
+        if had_ipv6 && !self.has_ipv6 && self.addresses_told.is_some() {
+            // Links of workloads need an address now.
+            self.look_at_workloads();
+        }
         if self.addresses_told.as_ref() != Some(&all) {
             self.addresses_told = Some(all.clone());
             self.events.push_back(Event::NodeAddresses(all));

@@ -39,6 +39,7 @@ pub fn veth(name: &str, index: u32, netns: &Netns) -> CreateVeth {
         peer_name: "eth0".to_owned(),
         peer_index: PEER_INDEX,
         master: None,
+        deaf: false,
         peer_mac: [2, 0, 0, 0, 0, 7],
     }
 }

@@ -13,8 +13,8 @@ use anyhow::{Context as _, Result};
 use nix::sched::{CloneFlags, setns};
 
 use super::netlink::{
-    Batch, CREATE, DELLINK, DELROUTE, EXCL, NEWADDR, NEWLINK, NEWNEIGH, NEWROUTE, REPLACE, Socket,
-    link_header, route_header,
+    Batch, CREATE, DELLINK, DELROUTE, EXCL, GETLINK, NEWADDR, NEWLINK, NEWNEIGH, NEWROUTE, REPLACE,
+    Socket, link_header, route_header,
 };
 use crate::lab::client;
 use crate::lab::netns::Netns;
@@ -116,7 +116,7 @@ fn raw_add(host: &Netns, target: &Netns, number: u32, node: &mut Socket) -> Resu
     let (v4, v6, mac) = addresses(number);
     let index = FIRST_INDEX + number;
     let mut batch = Batch::default();
-    batch.start(NEWLINK, CREATE | EXCL, &link_header(index, true));
+    batch.start(NEWLINK, CREATE | EXCL, &link_header(index, false));
     batch.put(3, format!("raw{number:08x}\0").as_bytes());
     batch.put(1, &HOST_MAC);
     batch.put_u32(4, 1500);
@@ -132,6 +132,8 @@ fn raw_add(host: &Netns, target: &Netns, number: u32, node: &mut Socket) -> Resu
             });
         });
     });
+    no_link_local(&mut batch, index);
+    batch.start(NEWLINK, 0, &link_header(index, true));
     for (family, address) in [(2, v4.as_slice()), (10, &v6)] {
         neighbour(&mut batch, family, index, address, mac);
     }
@@ -152,6 +154,7 @@ fn raw_add(host: &Netns, target: &Netns, number: u32, node: &mut Socket) -> Resu
     let inside = Socket::open();
     setns(host, CloneFlags::CLONE_NEWNET)?;
     let mut inside = inside?;
+    no_link_local(&mut batch, 2);
     batch.start(NEWLINK, 0, &link_header(2, true));
     for (family, length, flags, address) in [(2, 32, 0, v4.as_slice()), (10, 128, 2, &v6)] {
         let mut header = [family, length, flags, 0, 0, 0, 0, 0];
@@ -174,7 +177,26 @@ fn raw_add(host: &Netns, target: &Netns, number: u32, node: &mut Socket) -> Resu
         batch.put(5, gateway);
         batch.put_u32(4, 2);
     }
-    inside.execute(&mut batch)
+    inside.execute(&mut batch)?;
+
+    // Asking for the link waits until the kernel has made its route to ff00::/8.
+    batch.start(GETLINK, 0, &link_header(index, false));
+    let local = 255;
+    let multicast = 5;
+    let mut header = route_header(10, 8, 0, 0);
+    (header[4], header[7]) = (local, multicast);
+    batch.start(DELROUTE, 0, &header);
+    batch.put(1, &[0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    batch.put_u32(4, index);
+    node.execute(&mut batch)
+}
+
+/// The link makes no link-local address by itself.
+fn no_link_local(batch: &mut Batch, index: u32) {
+    batch.start(NEWLINK, 0, &link_header(index, false));
+    batch.nest(26, &[], |specification| {
+        specification.nest(10, &[], |family| family.put(8, &[1]));
+    });
 }
 
 fn neighbour(batch: &mut Batch, family: u8, index: u32, address: &[u8], mac: [u8; 6]) {

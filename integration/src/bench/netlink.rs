@@ -11,6 +11,7 @@ use nix::sys::socket::{
 
 pub const NEWLINK: u16 = 16;
 pub const DELLINK: u16 = 17;
+pub const GETLINK: u16 = 18;
 pub const NEWADDR: u16 = 20;
 pub const NEWROUTE: u16 = 24;
 pub const DELROUTE: u16 = 25;

@@ -287,7 +287,6 @@ fn links(
         let _ = of;
     }
     for (object, device, address) in [
-        ("host address", link, "fe80::ecee:eeff:feee:eeee/128"),
         ("address of a tap device", "vm0", "169.254.1.1/32"),
         ("address of a bridge, IPv4", "apps0", "172.30.0.1/24"),
         ("address of a bridge, IPv6", "apps0", "fd00:172:30::1/64"),

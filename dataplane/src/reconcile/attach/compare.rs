@@ -8,7 +8,10 @@ use super::{
 };
 use crate::{
     desired::Kind,
-    kernel::{Address, Change, Link, LinkChange, Neighbour, Op, Place, Route, Snapshot, Target},
+    kernel::{
+        Address, Change, GATEWAY_V6, Link, LinkChange, Neighbour, Op, Place, Route, Snapshot,
+        Target,
+    },
 };
 
 /// What has to be written, and in which words to tell of it.
@@ -135,13 +138,14 @@ impl Want<'_> {
 
     /// Those of our making that the link is not to have any more: a bridge has other gateways than
     /// it had. They go first: the kernel takes later addresses of a subnet away together with its
-    /// first one.
+    /// first one. The gateway's link-local address stays where it was needed once: it does no harm.
     fn stale_addresses(&self, seen: &Snapshot, wanted: &[Address]) -> Vec<Address> {
         let of_link = seen
             .marked_addresses
             .iter()
             .filter(|seen| seen.index == self.index);
         of_link
+            .filter(|seen| seen.net.addr() != IpAddr::V6(GATEWAY_V6))
             .filter(|seen| !wanted.iter().any(|wanted| is_address(seen.net, wanted.net)))
             .copied()
             .collect()

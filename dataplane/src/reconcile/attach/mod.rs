@@ -2,7 +2,7 @@
 //!
 //! | kind | module | in the host's namespace | in the workload's |
 //! |---|---|---|---|
-//! | routed | `routed` | veth, link-local address, neighbours, host routes | veth, addresses, gateways |
+//! | routed | `routed` | veth, neighbours, host routes | veth, addresses, gateways |
 //! | tap | `tap` | tap device, gateway addresses, neighbours, host routes | |
 //! | bridged | `bridged` | veth as a port of a bridge | veth, addresses, gateways |
 //! | loopback | | | `lo` |
@@ -180,6 +180,8 @@ pub(super) struct Want<'a> {
     pub(super) bridge: Option<&'a Bridge>,
     /// Index of that bridge.
     pub(super) master: Option<u32>,
+    /// The node has no IPv6 address of its own that workloads could answer to.
+    pub(super) link_local: bool,
 }
 
 /// The ways to be attached, with what belongs to each.
@@ -320,7 +322,7 @@ impl<'a> Want<'a> {
 
     pub(super) fn host_addresses(&self) -> Vec<Address> {
         match self.kind() {
-            Way::Routed(_) => vec![self.link_local(128)],
+            Way::Routed(_) => self.routed_addresses(),
             Way::Tap(_) => self.tap_addresses(),
             Way::Bridge(bridge) => self.bridge_addresses(bridge),
             Way::Bridged(_) | Way::Loopback => Vec::new(),

@@ -37,7 +37,19 @@ impl<'a> Want<'a> {
             peer_index: self.peer_index,
             peer_mac: workload_mac(&self.id()),
             master,
+            deaf: master.is_none() && self.host_addresses().is_empty(),
         }))
+    }
+
+    /// No address at all, but for nodes without an IPv6 address: their own packets to the workload
+    /// need a source. Nobody asks for the gateway's, of which the workload has a permanent neighbour,
+    /// and each address that many links share costs the more the more links there are.
+    pub(super) fn routed_addresses(&self) -> Vec<Address> {
+        let needed = self.link_local && self.addresses().iter().any(IpAddr::is_ipv6);
+        match needed {
+            true => vec![self.link_local(128)],
+            false => Vec::new(),
+        }
     }
 
     /// Link-local address of the host's end. With a shorter prefix come a route to it and its anycast

@@ -47,8 +47,7 @@ fn a_workload_gets_exactly_the_values_that_users_rely_on() {
     ] {
         assert_eq!(host.sysctls[&format!("net/{key}")], value, "{key}");
     }
-    let link_local = net("fe80::ecee:eeff:feee:eeee/128");
-    assert!(host.addresses[&(link.index, link_local)].nodad);
+    assert!(!host.addresses.keys().any(|(index, _)| *index == link.index));
     let target = Target::Link { index: link.index };
     for prefix in ["10.0.0.5/32", "fd00::5/128"] {
         let route = world.route(prefix).unwrap();
@@ -94,6 +93,44 @@ fn a_workload_gets_exactly_the_values_that_users_rely_on() {
             (net("::/0"), &via(GATEWAY_V6.into())),
         ]
     );
+}
+
+/// A link of a workload has an address only where the node has none that the workload could answer to.
+#[test]
+fn links_of_workloads_get_an_ipv6_address_when_the_node_has_none() {
+    let mut world = World::new(kernel());
+    world.sync();
+    for (id, space, address) in [("a", 100, "fd00::5"), ("b", 101, "10.0.0.6")] {
+        world.kernel.add_namespace(space);
+        world.set(workload(id, space, &[address]));
+    }
+    let on_links = |world: &World| -> Vec<IpNet> {
+        let addresses = world.kernel.host.addresses.keys();
+        let on_links = addresses.filter(|(index, _)| *index != UNDERLAY);
+        on_links.map(|(_, net)| *net).collect()
+    };
+    assert_eq!(on_links(&world), []);
+    let own = Address {
+        index: UNDERLAY,
+        net: net("fd00:1::10/64"),
+        nodad: false,
+    };
+    world.edit(Op::DeleteAddress {
+        place: Place::Host,
+        address: own,
+    });
+    // Only the one that has an IPv6 address itself.
+    let link_local = net("fe80::ecee:eeff:feee:eeee/128");
+    assert_eq!(on_links(&world), [link_local]);
+    world.edit(Op::AddAddress {
+        place: Place::Host,
+        address: own,
+    });
+    // It does no harm.
+    assert_eq!(on_links(&world), [link_local]);
+    let world = world.restart();
+    assert_eq!(on_links(&world), [link_local]);
+    assert_eq!(world.kernel.writes, 0);
 }
 
 #[test]
@@ -572,13 +609,6 @@ fn whatever_is_broken_is_put_back_and_told() {
                     alias: Some("x".into()),
                     ..link(index)
                 },
-            },
-        ),
-        (
-            "address fe80",
-            Op::DeleteAddress {
-                place: host(),
-                address: address(index, "fe80::ecee:eeff:feee:eeee/128"),
             },
         ),
         (

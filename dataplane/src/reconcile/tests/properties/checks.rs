@@ -124,6 +124,7 @@ impl Chaos {
                         peer_index: 0,
                         bridge: None,
                         master: None,
+                        link_local: false,
                     };
                     let difference = want.difference(&read(&kernel.host), &Snapshot::default());
                     assert_eq!(difference, Default::default(), "{id:?}");
@@ -173,6 +174,7 @@ impl Chaos {
                         peer_index: link.and_then(|link| link.peer_index).unwrap_or(0),
                         bridge,
                         master,
+                        link_local: !self.world.reconciler.has_ipv6,
                     };
                     let inside = workload.netns().map(|netns| {
                         let space = (netns.device, netns.inode);
