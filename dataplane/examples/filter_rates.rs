@@ -92,7 +92,7 @@ impl World {
             let mut child = Command::new("nft").args(&words).spawn().expect("nft");
             let heard = self.changes.next().await.expect("notifications go on");
             let heard_at = Instant::now();
-            self.filter.handle_change(heard.by);
+            self.filter.handle_change(heard.by, heard.deleted);
             let repaired = self.settle().await;
             times.push(heard_at.elapsed());
             child.wait().expect("nft ends");

@@ -10,7 +10,7 @@ use std::{
 
 use dataplane::{
     desired::{Access, FilterSettings, Protocol, PublishedPort},
-    filter::{Entry, Event, Filter, Output, table::TABLE},
+    filter::{Entry, Event, Filter, Output, Tables, table::TABLE},
     linux::nftables::{Changes, Filtering},
 };
 
@@ -107,7 +107,7 @@ impl World {
     async fn hear(&mut self) {
         let heard = tokio::time::timeout(Duration::from_secs(5), self.changes.next());
         let heard = heard.await.expect("a change is heard").unwrap();
-        self.filter.handle_change(heard.by);
+        self.filter.handle_change(heard.by, heard.deleted);
     }
 
     async fn silent(&mut self) {
@@ -150,7 +150,7 @@ fn the_table_is_read_back_as_it_was_written() {
         println!("{}", run("nft", "list table bridge agentd"));
 
         // Another run, with the same wishes.
-        world.filter.handle_change(None);
+        world.filter.handle_change(None, Tables::default());
         assert!(world.settle().await.is_empty());
         assert_eq!(world.commits, 2, "what stands is right");
 
@@ -158,7 +158,7 @@ fn the_table_is_read_back_as_it_was_written() {
         world.filter.routes_removed(&"a".into());
         world.settle().await;
         assert_eq!(world.commits, 3);
-        world.filter.handle_change(None);
+        world.filter.handle_change(None, Tables::default());
         world.settle().await;
         assert_eq!(world.commits, 3);
     });

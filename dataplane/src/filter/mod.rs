@@ -112,6 +112,8 @@ pub struct Filter {
     restructured: bool,
     wrong_rules: Vec<&'static str>,
     must_read: bool,
+    /// What stands is known well enough to write before reading.
+    write_first: bool,
     /// What others did, until it is repaired.
     foreign: Vec<String>,
     by: Option<String>,
@@ -154,6 +156,7 @@ impl Filter {
             restructured: false,
             wrong_rules: Vec::new(),
             must_read: true,
+            write_first: false,
             foreign: Vec::new(),
             by: None,
             job: Job::Idle,
@@ -211,10 +214,30 @@ impl Filter {
         self.told && !self.must_read && self.changed.is_empty() && self.attempts == 0
     }
 
-    /// Somebody else changed the table, or events were lost. `by` names who, if it is known.
-    pub fn handle_change(&mut self, by: Option<String>) {
+    /// Somebody else changed the tables, or events were lost. `by` names who, if it is known.
+    ///
+    /// Of tables that were `deleted` it is known what stands: they are made anew at once, and read
+    /// afterwards. When the program that deleted them ends, the kernel holds the lock of commits
+    /// until all that was deleted is freed, some 20 ms; who comes before that does not wait.
+    pub fn handle_change(&mut self, by: Option<String>, deleted: Tables) {
+        let known = self.told && self.seen.is_some() && !self.must_read && !self.restructured;
         self.must_read = true;
         self.by = by.or(self.by.take());
+        let wanted = self.tables();
+        let standing = Tables {
+            inet: wanted.inet && !deleted.inet,
+            bridge: wanted.bridge && !deleted.bridge,
+        };
+        if known && standing != wanted && matches!(self.job, Job::Idle) {
+            let changes = self.describe(&Snapshot {
+                tables: standing,
+                ..Snapshot::default()
+            });
+            self.foreign.extend(changes);
+            self.anew = Some(standing);
+            self.seen = None;
+            self.write_first = true;
+        }
     }
 
     pub fn handle_snapshot(
@@ -420,7 +443,7 @@ impl Filter {
         if !matches!(self.job, Job::Idle) {
             return;
         }
-        if self.must_read {
+        if self.must_read && !std::mem::take(&mut self.write_first) {
             self.must_read = false;
             let id = self.next_id();
             self.job = Job::Reading(id);

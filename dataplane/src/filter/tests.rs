@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 
 use super::{
-    Entry, Event, Filter, Op, Output, Snapshot,
+    Entry, Event, Filter, Op, Output, Snapshot, Tables,
     elements::{self, Key},
     table::{CHAINS, Family, SetName},
 };
@@ -296,7 +296,7 @@ impl World {
             }
         }
         let writes = self.kernel.writes;
-        self.filter.handle_change(None);
+        self.filter.handle_change(None, Tables::default());
         self.settle();
         assert_eq!(self.kernel.writes, writes, "a second pass plans nothing");
     }
@@ -492,7 +492,7 @@ fn there_is_a_table_for_bridges_as_long_as_there_are_bridges() {
     assert_eq!(world.kernel.writes, 0);
 
     world.kernel.bridge = None;
-    world.filter.handle_change(None);
+    world.filter.handle_change(None, Tables::default());
     let what = "table bridge agentd was deleted".to_owned();
     assert_eq!(world.settle(), [Event::Repaired { what }]);
     assert_eq!(elements(&world, SetName::MemberMac), 1);
@@ -512,7 +512,7 @@ fn changes_by_others_are_repaired_and_named() {
     let repaired = |world: &mut World, expected: &str| {
         world
             .filter
-            .handle_change(Some("nft, process 1".to_owned()));
+            .handle_change(Some("nft, process 1".to_owned()), Tables::default());
         let events = world.settle();
         let what = format!("{expected} (by nft, process 1)");
         assert_eq!(events, [Event::Repaired { what }]);
@@ -537,8 +537,39 @@ fn changes_by_others_are_repaired_and_named() {
     repaired(&mut world, "set inside4 was deleted");
     assert_eq!(world.filter.counts().repairs, 4);
     // Nothing of ours.
-    world.filter.handle_change(None);
+    world.filter.handle_change(None, Tables::default());
     assert!(world.settle().is_empty());
+}
+
+#[test]
+fn a_deleted_table_is_made_anew_before_anything_is_read() {
+    let mut world = World::with_settings();
+    world.set("a", 5, &access(&[tcp(8080, 80)], &[]));
+    world.settle();
+    let before = world.kernel.table.clone().unwrap().elements;
+    let deleted = Tables {
+        inet: true,
+        bridge: true,
+    };
+    for there in [false, true] {
+        if !there {
+            world.kernel.table = None;
+        }
+        let by = Some("nft, process 1".to_owned());
+        world.filter.handle_change(by, deleted);
+        let Some(Output::Commit(id, ops)) = world.filter.poll_output() else {
+            panic!("it reads first");
+        };
+        // What was heard late may be over: then the kernel refuses, and it is read.
+        let result = world.kernel.commit(&ops);
+        assert_eq!(result.is_err(), there);
+        world.filter.handle_committed(world.now, id, result);
+        assert!(!world.filter.is_right(), "it was not read back");
+        world.settle();
+        assert_eq!(world.kernel.table.as_ref().unwrap().elements, before);
+        assert!(world.filter.is_right());
+    }
+    assert_eq!(world.filter.counts().repairs, 1);
 }
 
 #[test]
@@ -712,7 +743,13 @@ proptest! {
                 Act::Break(how) => {
                     damage(&mut world.kernel.table, how);
                     damage(&mut world.kernel.bridge, how / 2);
-                    world.filter.handle_change(None);
+                    // What was heard of may be over already.
+                    let late = how % 3 == 0;
+                    let deleted = Tables {
+                        inet: late || world.kernel.table.is_none(),
+                        bridge: late || world.kernel.bridge.is_none(),
+                    };
+                    world.filter.handle_change(None, deleted);
                 }
                 Act::Step(count) => {
                     for _ in 0..count {

@@ -99,7 +99,7 @@ impl Filtering {
     }
 
     pub(super) fn handle_change(&mut self, heard: nftables::Heard) {
-        self.core.handle_change(heard.by);
+        self.core.handle_change(heard.by, heard.deleted);
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {

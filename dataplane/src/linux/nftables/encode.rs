@@ -19,6 +19,7 @@ use crate::filter::{
     table::{self, Base, CHAINS, Chain, Family, Field, Kind, SetName, Step, TABLE},
 };
 
+const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_APPEND: u16 = 0x800;
 
 /// Message types, with the subsystem in the high byte.
@@ -96,7 +97,8 @@ fn one(encoder: &mut Encoder, sequence: u32, op: &Op) {
         Op::DeleteTable(_) | Op::CreateTable(_) => {
             let (kind, flags) = match op {
                 Op::DeleteTable(_) => (kind::DELETE_TABLE, 0),
-                _ => (kind::NEW_TABLE, NLM_F_CREATE),
+                // One that is there after all refuses the transaction.
+                _ => (kind::NEW_TABLE, NLM_F_CREATE | NLM_F_EXCL),
             };
             encoder.begin(kind, flags, sequence, &header);
             emit(encoder, &[TableAttribute::Name(TABLE.to_owned())]);

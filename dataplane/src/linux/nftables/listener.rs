@@ -16,7 +16,10 @@ use super::{
     encode::kind,
     read::{number, string},
 };
-use crate::filter::table::{Family, TABLE};
+use crate::filter::{
+    Tables,
+    table::{Family, TABLE},
+};
 
 /// Bytes.
 const BUFFER: usize = 4 << 20;
@@ -38,6 +41,8 @@ pub struct Heard {
     pub changed: bool,
     /// By whom: program and process id.
     pub by: Option<String>,
+    /// Tables that were deleted and not made again by others.
+    pub deleted: Tables,
 }
 
 impl Changes {
@@ -122,7 +127,19 @@ fn take(message: &decode::Message<'_>, heard: &mut Heard) {
     let ours = Family::ALL
         .iter()
         .any(|ours| family == Some(&ours.number()));
-    heard.changed |= ours && string(attributes, 1) == Some(TABLE);
+    if !ours || string(attributes, 1) != Some(TABLE) {
+        return;
+    }
+    heard.changed = true;
+    let deleted = match message.kind {
+        kind::DELETE_TABLE => true,
+        kind::NEW_TABLE => false,
+        _ => return,
+    };
+    match family == Some(&Family::Inet.number()) {
+        true => heard.deleted.inet = deleted,
+        false => heard.deleted.bridge = deleted,
+    }
 }
 
 /// Offsets are those of `nlmsghdr`; behind it the first byte is the family.
