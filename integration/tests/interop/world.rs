@@ -202,6 +202,39 @@ impl World {
             .with_context(|| format!("no peer {name}"))
     }
 
+    fn established(&self) -> Result<Vec<(String, u64)>> {
+        let status = self.agent.client().status()?;
+        let peers = self.agent.client().peers()?;
+        ensure!(
+            status.peers_established == peers.len() as u64,
+            "{} are established",
+            status.peers_established
+        );
+        Ok(peers
+            .into_iter()
+            .map(|peer| (peer.name, peer.counters.unwrap_or_default()))
+            .map(|(name, counters)| (name, counters.established_count))
+            .collect())
+    }
+
+    /// How often each session was established, once they stay: some routers end one right after the
+    /// start, when both sides were just connecting.
+    pub fn wait_settled(&self) -> Result<Vec<(String, u64)>> {
+        self.wait("the sessions stay", || {
+            let before = self.established()?;
+            std::thread::sleep(Duration::from_secs(1));
+            ensure!(self.established()? == before, "one was lost");
+            Ok(before)
+        })
+    }
+
+    /// Fails if a session was lost since.
+    pub fn same_sessions(&self, before: &[(String, u64)]) -> Result<()> {
+        let now = self.established()?;
+        ensure!(now == before, "{before:?} before, {now:?} now");
+        Ok(())
+    }
+
     /// Waits until every session is up, seen from both ends.
     pub fn wait_sessions(&mut self) -> Result<()> {
         let neighbors: Vec<IpAddr> = self
