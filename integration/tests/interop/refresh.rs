@@ -7,8 +7,9 @@ use crate::world::{BLOCK, BLOCK6, PEER, PEER6, Plan, v4, v6};
 interop!(refresh_asked: super::refresh_asked; bird frr openbgpd exabgp;
     no gobgp: "GoBGP keeps what it received, applies its policy to that, and never asks.");
 
-interop!(refresh_sent: super::refresh_sent; bird frr gobgp exabgp;
-    no openbgpd: "OpenBGPD counts the request and sends nothing that has not changed.");
+interop!(refresh_sent: super::refresh_sent; bird frr gobgp;
+    no openbgpd: "OpenBGPD counts the request and sends nothing that has not changed.";
+    no exabgp: "ExaBGP ends the session instead: it cannot write the mark that begins an enhanced refresh (a TypeError).");
 
 /// We ask; the peer sends its routes again, and the session stays.
 fn refresh_sent(plan: Plan) -> Result<()> {
